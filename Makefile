@@ -1,0 +1,45 @@
+# `make` alone lists the commands. PYTHON makes the environment, VENV says where it is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help book test notebooks lab bench margins bind clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp is older than the two files whenever the environment may no longer fit them.
+$(STAMP): requirements.txt pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements.txt
+	touch $@
+
+book: $(STAMP)  ## build the book and print the page to open
+	rm -rf _build/html _build/.doctrees
+	$(BIN)/jupyter-book build -W -n --keep-going .
+	@echo "Open $(CURDIR)/_build/html/index.html"
+
+test: $(STAMP)  ## lint, unit tests, notebooks, strict build, wheel and browser
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --nbval --durations=10
+
+notebooks: $(STAMP)  ## run every notebook anew and note its run time
+	$(BIN)/python book/_tools/execute_notebooks.py
+
+lab: $(STAMP)  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+bench: $(STAMP)  ## run the benchmarks of tests/benchmarks
+	set -e; for script in tests/benchmarks/*.py; do $(BIN)/python "$$script"; done
+
+margins: $(STAMP)  ## measure the margins of the claims again
+	$(BIN)/python tests/margins/run.py
+
+bind: $(STAMP)  ## write the public address: make bind URL=https://github.com/owner/name
+	$(BIN)/python book/_tools/bind.py "$(URL)"
+
+clean:  ## remove what was built, and the environment
+	rm -rf _build build dist .pytest_cache .ruff_cache $(VENV)

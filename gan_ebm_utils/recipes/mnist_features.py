@@ -1,0 +1,276 @@
+"""Train the MNIST classifier whose penultimate features score image samples.
+
+    python -m gan_ebm_utils.recipes.mnist_features
+
+writes the checkpoint `mnist_features`: the classifier, the mean and covariance of its features over
+the training and the test set, and a card. A run that is cut off goes on after its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pooch
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gan_ebm_utils import checkpoints
+from gan_ebm_utils.base import default_device, partial_folder, seeded
+from gan_ebm_utils.datasets import Images, mnist
+from gan_ebm_utils.metrics import frechet_distance
+from gan_ebm_utils.networks import MnistClassifier
+
+ARCHITECTURE = {"n_features": 64, "width": 16}
+TRAINING = {
+    "batch_size": 128,
+    "learning_rate": 2e-3,
+    "warmup_steps": 200,
+    "weight_decay": 0.02,
+    "ema_decay": 0.995,
+    "max_shift": 2,
+}
+N_CHECK = 16  # test images stored with their logits
+
+
+class Evaluation(NamedTuple):
+    """Logits (n, 10) and features (n, n_features) of a set of images, float32."""
+
+    logits: Tensor
+    features: Tensor
+
+
+def digest(*sets: Images) -> str:
+    """SHA-256 of the pixels (as bytes 0..255) and labels of the given sets, in that order."""
+    total = hashlib.sha256()
+    for data in sets:
+        total.update(to_bytes(data.images).numpy().tobytes())
+        total.update(data.labels.numpy().tobytes())
+    return total.hexdigest()
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `datasets`."""
+    return ((images + 1) * 127.5).round().to(torch.uint8)
+
+
+def shifted(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+    """Each image (n, c, h, w) moved by up to `max_shift` pixels along both axes; the rim is -1.
+
+    The result is laid out channels last.
+    """
+    n, _, height, width = images.shape
+    padded = F.pad(images, (max_shift,) * 4, value=-1.0)
+    moves = torch.randint(2 * max_shift + 1, (2, n, 1), generator=generator)
+    down, right = moves.to(images.device)
+    row = down + torch.arange(height, device=images.device)  # (n, h)
+    column = right + torch.arange(width, device=images.device)  # (n, w)
+    first = torch.arange(n, device=images.device)[:, None, None]
+    return padded[first, :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+
+
+def train(
+    data: Images,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    state_file: Path,
+    report: Callable[[int, nn.Module], None],
+) -> tuple[nn.Module, float]:
+    """Train on `data`; return the averaged classifier and the seconds it took.
+
+    The state is stored in `state_file` after each epoch, and a run that finds the file goes on from
+    there: the generator's state is part of it, so the result is that of an unbroken run.
+    `report(epoch, classifier)` is called after each epoch.
+    """
+    generator = seeded(seed, "cpu")  # so that every device sees the same draws
+    classifier = MnistClassifier(**ARCHITECTURE, generator=generator)
+    classifier.to(device, memory_format=torch.channels_last)
+    average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(TRAINING["ema_decay"]))
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=TRAINING["weight_decay"])
+    images, labels = data.images.to(device), data.labels.to(device)
+    batch_size = min(TRAINING["batch_size"], len(images))
+    n_steps = epochs * (len(images) // batch_size)
+    parts = {"classifier": classifier, "average": average, "optimizer": optimizer}
+    first, step, seconds = 0, 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        first, step, seconds = state["epochs"], state["step"], state["seconds"]
+        generator.set_state(state["generator"].cpu())  # map_location has moved it
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
+        print(f"going on after epoch {first}, from {state_file}", flush=True)
+
+    for epoch in range(first, epochs):
+        start = time.perf_counter()
+        order = torch.randperm(len(images), generator=generator).to(device)
+        for rows in order[: len(images) // batch_size * batch_size].split(batch_size):
+            warmup = min(1.0, (step + 1) / TRAINING["warmup_steps"])
+            cosine = (1 + math.cos(math.pi * step / n_steps)) / 2
+            optimizer.param_groups[0]["lr"] = TRAINING["learning_rate"] * warmup * cosine
+            batch = shifted(images[rows], TRAINING["max_shift"], generator)
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = classifier(batch)
+            optimizer.zero_grad()
+            F.cross_entropy(logits.float(), labels[rows]).backward()
+            optimizer.step()
+            average.update_parameters(classifier)
+            step += 1
+        seconds += time.perf_counter() - start
+        state = {key: part.state_dict() for key, part in parts.items()}
+        state |= {"epochs": epoch + 1, "step": step, "seconds": seconds}
+        store({**state, "generator": generator.get_state()}, state_file)
+        report(epoch + 1, average.module)
+    return average.module, seconds
+
+
+def store(state: dict[str, Any], file: Path) -> None:
+    """Write `state` to `file`, which is replaced only when the new one is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with partial_folder(file.parent) as part:
+        torch.save(state, part / file.name)
+        os.replace(part / file.name, file)
+
+
+@torch.no_grad()
+def evaluate(classifier: nn.Module, images: Tensor, device: torch.device) -> Evaluation:
+    """Logits and features of `images`, in chunks, back on the CPU."""
+    rows = [chunk.to(device) for chunk in images.split(1000)]
+    features = torch.cat([classifier.features(chunk) for chunk in rows])
+    return Evaluation(classifier.head(features).cpu(), features.cpu())
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and unbiased covariance (d, d) of features (n, d), in float64."""
+    features = features.double()
+    return features.mean(dim=0), features.T.cov()
+
+
+def accuracy_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Accuracy with its exact 95 % binomial interval, and where the worst class goes wrong."""
+    predicted = logits.argmax(dim=1)
+    right = predicted == labels
+    interval = binomtest(int(right.sum()), len(labels)).proportion_ci(0.95, method="exact")
+    confusion = torch.bincount(10 * labels + predicted, minlength=100).reshape(10, 10)
+    recall = confusion.diagonal() / confusion.sum(dim=1).clamp(min=1)
+    worst = int(recall.argmin())
+    errors = confusion[worst].clone()
+    errors[worst] = 0
+    return {
+        "test_accuracy": float(right.double().mean()),
+        "test_accuracy_interval_95": [interval.low, interval.high],
+        "n_test": len(labels),
+        "worst_class": {
+            "digit": worst,
+            "n": int(confusion[worst].sum()),
+            "errors": int(errors.sum()),
+            "most_often_taken_for": int(errors.argmax()),
+            "that_often": int(errors.max()),
+        },
+    }
+
+
+def write(
+    classifier: nn.Module,
+    train_set: Images,
+    test_set: Images,
+    device: torch.device,
+    seconds: float,
+    card: dict[str, Any],
+    out: Path | None,
+) -> dict[str, Any]:
+    """Score the classifier, write the checkpoint into `out` and return the metrics on its card."""
+    scored = {
+        "train": evaluate(classifier, train_set.images, device),
+        "test": evaluate(classifier, test_set.images, device),
+    }
+    stats = {split: moments(scores.features) for split, scores in scored.items()}
+    frequencies = {
+        split: torch.bincount(data.labels, minlength=10) / len(data.labels)
+        for split, data in (("train", train_set), ("test", test_set))
+    }
+    metrics = {
+        **accuracy_metrics(scored["test"].logits, test_set.labels),
+        "n_parameters": sum(p.numel() for p in classifier.parameters()),
+        "frechet_train_test": {
+            "value": float(frechet_distance(*stats["train"], *stats["test"])),
+            "n_train": len(train_set.labels),
+            "n_test": len(test_set.labels),
+        },
+        "seconds": round(seconds, 1),
+    }
+    tensors = {
+        "check_images": to_bytes(test_set.images[:N_CHECK]),
+        "check_labels": test_set.labels[:N_CHECK],
+        "check_logits": scored["test"].logits[:N_CHECK],
+    }
+    for split, (mean, covariance) in stats.items():
+        tensors[f"{split}_mean"] = mean.float()
+        tensors[f"{split}_covariance"] = covariance.float()
+        tensors[f"{split}_frequencies"] = frequencies[split]
+    network = (classifier, "MnistClassifier", ARCHITECTURE)
+    checkpoints.save(
+        "mnist_features", {"classifier": network}, tensors, {**card, "metrics": metrics}, out
+    )
+    return metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(pooch.os_cache("gan_ebm_utils")),
+        help="folder for the state of a run that was cut off (default: the user's cache)",
+    )
+    args = parser.parse_args(argv)
+    if args.epochs < 1:
+        parser.error(f"--epochs must be at least 1, got {args.epochs}")
+
+    device = default_device()
+    train_set, test_set = mnist("train"), mnist("test")
+    run = {
+        "recipe": "mnist_features",
+        "settings": {**TRAINING, **ARCHITECTURE, "epochs": args.epochs},
+        "seed": args.seed,
+        "data": "MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0)",
+        "data_sha256": digest(train_set, test_set),
+    }
+    # A run with other settings or other data has another state file.
+    key = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
+    state_file = args.state / f"mnist_features-{key}.pt"
+
+    def report(epoch: int, classifier: nn.Module) -> None:
+        right = evaluate(classifier, test_set.images, device).logits.argmax(1) == test_set.labels
+        print(f"epoch {epoch}: test accuracy {right.double().mean():.4f}", flush=True)
+
+    classifier, seconds = train(train_set, args.epochs, args.seed, device, state_file, report)
+    card = {
+        **run,
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    metrics = write(classifier, train_set, test_set, device, seconds, card, args.out)
+    state_file.unlink()
+    print(json.dumps(metrics, indent=2))
+
+
+if __name__ == "__main__":
+    main()

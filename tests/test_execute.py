@@ -1,0 +1,79 @@
+"""Notebooks are stored whole, with the same bytes every time, or not at all."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CELLS = [
+    "import sys",
+    "from tqdm import tqdm\nfor _ in tqdm(range(3)):\n    pass",
+    "import matplotlib.pyplot as plt\n_ = plt.plot([1, 2])",
+    "print(1 + 1)",
+]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A course with one notebook, and the script that executes it."""
+    (tmp_path / "book" / "_tools").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "book/_tools/execute_notebooks.py", tmp_path / "book/_tools")
+    return tmp_path
+
+
+def write(tree, name, sources):
+    cells = [
+        {"cell_type": "code", "execution_count": 9, "metadata": {"collapsed": True, "tags": ["t"]},
+         "outputs": [], "source": source}
+        for source in sources
+    ]  # fmt: skip
+    notebook = {"cells": cells, "metadata": {"widgets": {}}, "nbformat": 4, "nbformat_minor": 4}
+    path = tree / "notebooks" / name
+    path.write_text(json.dumps(notebook))
+    return path
+
+
+def execute(tree, *arguments):
+    command = [sys.executable, tree / "book/_tools/execute_notebooks.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_second_run_writes_the_same_bytes(tree):
+    path = write(tree, "01_toy.ipynb", CELLS)
+    run = execute(tree)
+    assert run.returncode == 0, run.stderr
+    first = path.read_bytes()
+    assert execute(tree, path).returncode == 0
+    assert path.read_bytes() == first
+    notebook = json.loads(first)
+    assert [cell["id"] for cell in notebook["cells"]] == [f"cell-00{n}" for n in range(1, 5)]
+    assert all(cell["metadata"] == {"tags": ["t"]} for cell in notebook["cells"])
+    assert notebook["metadata"]["language_info"] == {"name": "python"}
+    outputs = [output for cell in notebook["cells"] for output in cell["outputs"]]
+    assert [output["output_type"] for output in outputs] == ["display_data", "stream"]
+    header, row = (tree / "book/run_times.csv").read_text().splitlines()
+    assert header == "Chapter,Seconds,When,Machine"
+    assert row.startswith("01_toy,") and "CPU cores" in row
+
+
+def test_a_notebook_that_fails_is_not_stored_and_the_others_are(tree):
+    bad = write(tree, "01_bad.ipynb", ["1 / 0"])
+    good = write(tree, "02_good.ipynb", ["print(2)"])
+    before = bad.read_bytes()
+    run = execute(tree)
+    assert run.returncode == 1
+    assert "ZeroDivisionError" in run.stderr and "01_bad.ipynb" in run.stderr
+    assert bad.read_bytes() == before
+    assert json.loads(good.read_text())["cells"][0]["execution_count"] == 1
+    assert "01_bad" not in (tree / "book/run_times.csv").read_text()
+    assert sorted(path.name for path in (tree / "notebooks").iterdir()) == [bad.name, good.name]
+
+
+def test_an_unknown_notebook_is_named(tree):
+    run = execute(tree, "notebooks/77_none.ipynb")
+    assert run.returncode == 1 and "77_none.ipynb" in run.stderr

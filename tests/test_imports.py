@@ -1,0 +1,108 @@
+"""The package is a house of floors: each module imports alone, and imports run downward only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "gan_ebm_utils"
+ROOT = Path(__file__).parents[1]
+FLOORS = {
+    "base": 0,
+    "checkpoints": 2,
+    "claims": 1,
+    "datasets": 1,
+    "losses": 1,
+    "metrics": 1,
+    "networks": 1,
+    "plotting": 1,
+    "training": 2,
+}
+RECIPE_FLOOR = 3
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+
+
+def floor(module):
+    """The floor of a module's full name; the package itself lies below all."""
+    parts = module.split(".")[1:]
+    if not parts:
+        return -1
+    return RECIPE_FLOOR if parts[0] == "recipes" else FLOORS[parts[0]]
+
+
+def imported_modules(module, source, modules):
+    """Full names of the modules of the package that `source` imports, at any depth of its code."""
+    inside = module.split(".")
+    is_package = any(name.startswith(f"{module}.") for name in modules)
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = inside[: len(inside) - node.level + is_package] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{stem}.{alias.name}"
+                found.add(name if name in modules else stem)
+    return {name for name in found if name.split(".")[0] == PACKAGE and name != PACKAGE}
+
+
+def broken_rules(module, source, modules):
+    """What the imports of one module do against the floors, a sentence each."""
+    broken = []
+    for other in sorted(imported_modules(module, source, modules)):
+        if floor(other) >= floor(module):
+            broken.append(f"{module} imports {other}, which is not below it")
+        elif other == f"{PACKAGE}.plotting" and floor(module) < RECIPE_FLOOR:
+            broken.append(f"{module} imports plotting, which only notebooks and recipes may")
+    return broken
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_alone_and_says_nothing(module):
+    run = subprocess.run(
+        [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout + run.stderr == ""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_downward(module):
+    source = MODULES[module].read_text(encoding="utf-8")
+    assert broken_rules(module, source, MODULES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("base", "import gan_ebm_utils.losses"),
+        ("base", "from gan_ebm_utils import losses"),
+        ("base", "from . import losses"),
+        ("losses", "from gan_ebm_utils.metrics import emd"),
+        ("losses", "from .metrics import emd"),
+        ("losses", "def f():\n    from .training import train_gan"),
+        ("training", "from .plotting import save"),
+        ("training", "from .recipes.mnist_features import main"),
+        ("recipes.one", "from .two import main"),
+    ],
+)
+def test_an_import_that_breaks_the_floors_is_found(module, source):
+    modules = [PACKAGE, f"{PACKAGE}.recipes", f"{PACKAGE}.recipes.one", f"{PACKAGE}.recipes.two"]
+    modules += [f"{PACKAGE}.{name}" for name in FLOORS]
+    assert broken_rules(f"{PACKAGE}.{module}", source, modules)
+
+
+def test_an_import_that_keeps_to_the_floors_is_let_through():
+    modules = [PACKAGE, *(f"{PACKAGE}.{name}" for name in FLOORS)]
+    source = "import torch\nfrom gan_ebm_utils import base\nfrom .losses import bce"
+    assert broken_rules(f"{PACKAGE}.training", source, modules) == []

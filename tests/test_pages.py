@@ -1,0 +1,245 @@
+"""The book builds without a warning, and its pages work in a browser.
+
+The pages are built anew, served over http (search does not work from a file) and opened in headless
+Chromium. Without Chromium only the build is tested.
+"""
+
+import contextlib
+import functools
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+CHAPTER = "notebooks/01_density_ratios.html"
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update"
+).split()
+
+
+class Look(NamedTuple):
+    """What is wrong with a page: lists that should be empty."""
+
+    console: list  # errors in the console, and files that were not found
+    outside: list  # requests to another host
+    embedded: list  # addresses of another host in script, link, img and the like
+    bad_math: list  # formulas that MathJax rejected or left as they were
+    no_alt: list  # images without an alternative text
+    too_wide: list  # what makes the page scroll sideways on a phone
+
+
+# Each returns a list of strings from the page as it stands.
+EMBEDDED = """() => [...document.querySelectorAll('script[src], link[href], img[src], iframe[src],'
+    + 'source[src], video[src], audio[src], object[data]')]
+    .map(element => element.src || element.href || element.data)"""
+BAD_MATH = """() => [...document.querySelectorAll('mjx-merror')].map(e => 'error: ' + e.textContent)
+    .concat([...document.querySelectorAll('span.math, div.math')]
+        .filter(e => !e.querySelector('mjx-container')).map(e => 'as typed: ' + e.textContent))"""
+NO_ALT = """() => [...document.images].filter(image => !(image.alt || '').trim())
+    .map(image => image.src.slice(0, 200))"""
+TOO_WIDE = """() => {
+    const width = document.documentElement.clientWidth
+    if (document.documentElement.scrollWidth <= width + 1) return []
+    const wide = [...document.body.querySelectorAll('*')]
+        .filter(e => e.getBoundingClientRect().right > width + 1)
+        .map(e => e.tagName + '.' + e.className + ' ' + e.textContent.trim().slice(0, 60))
+    return ['page ' + document.documentElement.scrollWidth + ' px', ...wide.slice(0, 5)]
+}"""
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder):
+    """The address below which the files of a folder are served."""
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def look(browser, base, path):
+    """Open one page at desktop and at phone width and note what is wrong."""
+    host = urlsplit(base).netloc
+    console, outside = [], []
+
+    def is_outside(url):
+        return (
+            urlsplit(url).scheme in ("http", "https", "ws", "wss") and urlsplit(url).netloc != host
+        )
+
+    def route(request_route):
+        if is_outside(request_route.request.url):
+            outside.append(request_route.request.url)
+            request_route.abort()
+        else:
+            request_route.continue_()
+
+    context = browser.new_context(viewport=DESKTOP, service_workers="block")
+    context.route("**/*", route)
+    page = context.new_page()
+    page.on("console", lambda line: line.type == "error" and console.append(line.text))
+    page.on("pageerror", lambda error: console.append(str(error)))
+    page.on("requestfailed", lambda request: console.append(f"not loaded: {request.url}"))
+    page.goto(base + path, wait_until="load")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+    embedded = [url for url in page.evaluate(EMBEDDED) if is_outside(url)]
+    bad_math, no_alt = page.evaluate(BAD_MATH), page.evaluate(NO_ALT)
+    page.set_viewport_size(PHONE)
+    too_wide = page.evaluate(TOO_WIDE)
+    context.close()
+    return Look(console, outside, embedded, bad_math, no_alt, too_wide)
+
+
+@pytest.fixture(scope="module")
+def build():
+    """The strict build. What an earlier build has read is removed: it would hide its warnings."""
+    for name in ("html", ".doctrees"):
+        shutil.rmtree(ROOT / "_build" / name, ignore_errors=True)
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", "-W", "-n", "--keep-going"]
+    return subprocess.run([*command, ROOT], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def book(build):
+    """The address of the built book."""
+    with served(ROOT / "_build" / "html") as base:
+        yield base
+
+
+@pytest.fixture(scope="module")
+def browser():
+    binary = next(filter(None, map(shutil.which, NAMES)), None)
+    if binary is None:
+        pytest.skip("no Chromium for the browser test: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=binary, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context(viewport=DESKTOP)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def looks(browser, book):
+    """One look at every page of the book, but for a front door that only leads on."""
+    html = ROOT / "_build" / "html"
+    pages = [path for path in html.rglob("*.html") if "_static" not in path.parts]
+    pages = [path for path in pages if 'http-equiv="Refresh"' not in path.read_text("utf-8")]
+    names = sorted(path.relative_to(html).as_posix() for path in pages)
+    return {name: look(browser, book, name) for name in names}
+
+
+def test_the_strict_build_has_no_warning(build):
+    assert build.returncode == 0, build.stdout[-3000:] + build.stderr[-3000:]
+
+
+@pytest.mark.parametrize("aspect", Look._fields)
+def test_every_page(looks, aspect):
+    assert CHAPTER in looks
+    assert {name: found for name, seen in looks.items() if (found := getattr(seen, aspect))} == {}
+
+
+def test_the_front_door_leads_to_the_book(page, book):
+    page.goto(book)
+    page.wait_for_selector("article h1")
+
+
+def test_the_chapter_has_mathematics_and_figures(page, book):
+    page.goto(book + CHAPTER)
+    page.wait_for_selector("mjx-container")
+    assert page.locator("div.math mjx-container, span.math mjx-container").count() > 0
+    assert page.locator("figure img").count() > 0
+
+
+def search(page, book, words):
+    """Addresses of the pages that the book's search finds."""
+    page.goto(f"{book}search.html?q={'+'.join(words.split())}")
+    page.wait_for_function(
+        "() => /found|not match/.test(document.querySelector('#search-results')?.innerText)"
+    )
+    return [link.get_attribute("href") for link in page.locator("#search-results li a").all()]
+
+
+def test_search_finds_the_chapter(page, book):
+    assert any("01_density_ratios" in href for href in search(page, book, "density ratio"))
+    assert search(page, book, "zyxwvut") == []
+
+
+def test_dark_mode_switches_and_stays(page, book):
+    def theme():
+        return page.evaluate("() => document.documentElement.dataset.theme")
+
+    def background():
+        return page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+
+    page.emulate_media(color_scheme="light")
+    page.goto(book + CHAPTER)
+    light = background()
+    assert theme() == "light"
+    for _ in range(3):  # the button goes round through light, dark and the system's choice
+        if theme() == "dark":
+            break
+        page.locator(".theme-switch-button:visible").first.click()
+    assert theme() == "dark" and background() != light
+    page.goto(book + "search.html")
+    assert theme() == "dark" and background() != light
+
+
+def test_keys_reach_the_text_and_open_a_solution(page, book):
+    page.goto(book + CHAPTER)
+    page.keyboard.press("Tab")
+    assert "main content" in page.evaluate("() => document.activeElement.innerText")
+    page.keyboard.press("Enter")
+    assert urlsplit(page.url).fragment == "main-content"
+    solution = page.locator("div.solution.dropdown").first
+    button = solution.locator("button.toggle-button")
+    hidden = solution.locator("section, .section").first
+    assert not hidden.is_visible()
+    button.focus()
+    page.keyboard.press("Enter")
+    assert hidden.is_visible()
+
+
+# ---- controls: hand-made pages that are bad in one way each
+
+HEAD = "<!DOCTYPE html><html lang='en'><head><title>t</title><link rel='icon' href='data:,'></head>"
+BAD = {
+    "console": "<script>console.error('broken')</script>",
+    "outside": "<style>@import 'https://example.org/a.css'</style>",
+    "embedded": "<a href='https://example.org'>a link</a><img alt='a' src='https://example.org/a.png'>",
+    "bad_math": "<span class='math'>\\(\\unknown\\)</span>",
+    "no_alt": "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA='>",
+    "too_wide": "<pre style='width: 900px'>wide</pre>",
+}
+
+
+@pytest.mark.parametrize("aspect", Look._fields)
+def test_a_bad_page_is_found(browser, tmp_path, aspect):
+    (tmp_path / "bad.html").write_text(f"{HEAD}<body>{BAD[aspect]}</body></html>")
+    (tmp_path / "good.html").write_text(f"{HEAD}<body><p>Good</p></body></html>")
+    with served(tmp_path) as base:
+        assert getattr(look(browser, base, "bad.html"), aspect)
+        assert look(browser, base, "good.html") == Look([], [], [], [], [], [])

@@ -1,0 +1,252 @@
+"""The recipes: the checkpoint that the package carries, and the run that makes it."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gan_ebm_utils import checkpoints, datasets, networks
+from gan_ebm_utils.base import seeded
+from gan_ebm_utils.metrics import frechet_distance
+from gan_ebm_utils.recipes import mnist_features
+
+# `mnist_features.digest` of the official files, whose own digests are in `datasets.SHA256`.
+MNIST_SHA256 = "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b"
+
+# --- the checkpoint in the package ---
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    return checkpoints.load("mnist_features")
+
+
+def test_card(mnist):
+    card = mnist.card
+    assert card["recipe"] == "mnist_features"
+    assert card["settings"].keys() >= {"epochs", "batch_size", "learning_rate", "n_features"}
+    assert isinstance(card["seed"], int)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", card["date"])
+    assert card["torch"]
+    metrics = card["metrics"]
+    low, high = metrics["test_accuracy_interval_95"]
+    assert 0.99 <= low < metrics["test_accuracy"] < high <= 1
+    assert metrics["n_test"] == 10_000
+    assert metrics["seconds"] > 0
+    assert metrics["frechet_train_test"]["n_train"] == 60_000
+    assert metrics["worst_class"]["errors"] < 0.02 * metrics["worst_class"]["n"]
+
+
+def test_made_from_the_real_mnist(mnist):
+    assert mnist.card["data_sha256"] == MNIST_SHA256
+
+
+def test_size():
+    size = (checkpoints.DATA / "mnist_features.safetensors").stat().st_size
+    assert size < 2_000_000
+
+
+def check_images(mnist):
+    return mnist.tensors["check_images"].float() / 127.5 - 1
+
+
+def test_stored_logits(mnist):
+    classifier = mnist.networks["classifier"]
+    logits, expected = classifier(check_images(mnist)), mnist.tensors["check_logits"]
+    assert torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(logits.argmax(dim=1), mnist.tensors["check_labels"])
+    # Controls: other weights give other logits, permuted labels a low accuracy.
+    other = networks.MnistClassifier(**mnist_features.ARCHITECTURE, generator=seeded(0, "cpu"))
+    assert not torch.allclose(other(check_images(mnist)), expected, rtol=1e-3, atol=1e-3)
+    permuted = mnist.tensors["check_labels"].roll(1)
+    assert (logits.argmax(dim=1) == permuted).double().mean() < 0.5
+
+
+def test_reference_statistics(mnist):
+    assert mnist.networks["classifier"].num_features == 64
+    stats = {}
+    for split in ("train", "test"):
+        mean = mnist.tensors[f"{split}_mean"]
+        covariance = mnist.tensors[f"{split}_covariance"]
+        assert (mean.shape, covariance.shape) == ((64,), (64, 64))
+        assert torch.allclose(covariance, covariance.T)
+        assert torch.linalg.eigvalsh(covariance.double()).min() > 0
+        frequencies = mnist.tensors[f"{split}_frequencies"]
+        assert frequencies.sum() == pytest.approx(1)
+        assert (frequencies - 0.1).abs().max() < 0.02
+        stats[split] = (mean.double(), covariance.double())
+    floor = mnist.card["metrics"]["frechet_train_test"]["value"]
+    assert float(frechet_distance(*stats["train"], *stats["test"])) == pytest.approx(floor, 1e-2)
+    # The mean feature of the 16 check images is near the reference's mean: in its metric, 64 / 16
+    # is the expected square. That of 16 images of noise, the control, is far.
+    classifier = mnist.networks["classifier"]
+    noise = 2 * torch.rand(16, 1, 28, 28, generator=seeded(1, "cpu")) - 1
+    mean, covariance = stats["test"]
+    squares = []
+    for images in (check_images(mnist), noise):
+        gap = classifier.features(images).double().mean(dim=0) - mean
+        squares.append(float(gap @ torch.linalg.solve(covariance, gap)))
+    assert squares[0] < 12
+    assert squares[1] > 50
+
+
+@pytest.mark.skipif(
+    not Path(os.environ.get("GAN_EBM_DATA", "/nowhere"), "mnist.npz").exists(),
+    reason="GAN_EBM_DATA names no folder with mnist.npz",
+)
+def test_accuracy_on_the_real_test_set(mnist):
+    data = datasets.mnist("test")
+    scores = mnist_features.evaluate(mnist.networks["classifier"], data.images, "cpu")
+    right = (scores.logits.argmax(dim=1) == data.labels).double().mean()
+    assert float(right) == pytest.approx(mnist.card["metrics"]["test_accuracy"], abs=2e-4)
+    mean, _ = mnist_features.moments(scores.features)
+    assert torch.allclose(mean.float(), mnist.tensors["test_mean"], atol=1e-3)
+
+
+# --- the run that makes it, on a small set of its own ---
+
+
+def bright_squares(n, seed):
+    """Images of class k with a bright square at the k-th of ten places, on noise."""
+    generator = seeded(seed, "cpu")
+    labels = torch.randint(10, (n,), generator=generator)
+    images = torch.rand(n, 1, 28, 28, generator=generator) - 1
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = divmod(label, 4)
+        image[0, 9 * row + 1 : 9 * row + 7, 7 * column + 1 : 7 * column + 6] = 1
+    return datasets.Images(images, labels)
+
+
+def trained_accuracy(data, test_set, folder):
+    classifier, _ = mnist_features.train(
+        data, 20, 0, torch.device("cpu"), folder / "state.pt", lambda epoch, classifier: None
+    )
+    logits = mnist_features.evaluate(classifier, test_set.images, torch.device("cpu")).logits
+    return mnist_features.accuracy_metrics(logits, test_set.labels)["test_accuracy"]
+
+
+def test_training_learns_labels_and_nothing_from_permuted_ones(tmp_path):
+    data, test_set = bright_squares(600, 1), bright_squares(300, 2)
+    permuted = data.labels[torch.randperm(600, generator=seeded(3, "cpu"))]
+    (tmp_path / "permuted").mkdir()
+    assert trained_accuracy(data, test_set, tmp_path) > 0.9
+    assert trained_accuracy(data._replace(labels=permuted), test_set, tmp_path / "permuted") < 0.3
+
+
+@pytest.fixture
+def small_mnist(tmp_path):
+    """A folder with a prepared mnist.npz of 200 and 50 images."""
+    arrays = {}
+    for split, n in (("train", 200), ("test", 50)):
+        data = bright_squares(n, n)
+        arrays[f"{split}_images"] = mnist_features.to_bytes(data.images)[:, 0].numpy()
+        arrays[f"{split}_labels"] = data.labels.numpy()
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    return tmp_path
+
+
+def start(folder, state, out):
+    """The recipe in a process of its own, for three epochs."""
+    env = {**os.environ, "GAN_EBM_DATA": str(folder), "OMP_NUM_THREADS": "1"}
+    options = ["--epochs", "3", "--state", str(state), "--out", str(out)]
+    module = "gan_ebm_utils.recipes.mnist_features"
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *options], env=env, stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_killed_run_goes_on_and_ends_the_same(small_mnist):
+    whole = start(small_mnist, small_mnist / "state", small_mnist / "whole")
+    cut = start(small_mnist, small_mnist / "cut_state", small_mnist / "cut")
+    assert cut.stdout.readline().startswith("epoch 1")
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+    assert not (small_mnist / "cut").exists()
+    resumed, _ = start(small_mnist, small_mnist / "cut_state", small_mnist / "cut").communicate()
+    assert re.match(r"going on after epoch [12]", resumed)
+    assert "epoch 1:" not in resumed
+    assert "epoch 1:" in whole.communicate()[0]
+    assert whole.returncode == 0
+
+    first, second = (
+        checkpoints.load("mnist_features", folder=small_mnist / name) for name in ("whole", "cut")
+    )
+    weights = first.networks["classifier"].state_dict()
+    for key, value in second.networks["classifier"].state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    for name in ("state", "cut_state"):
+        assert os.listdir(small_mnist / name) == [], "the state of a finished run is removed"
+
+
+def test_resuming_needs_the_stored_generator(small_mnist, monkeypatch):
+    # The control of the test above: with a fresh generator the result is another one.
+    monkeypatch.setenv("GAN_EBM_DATA", str(small_mnist))
+    data, cpu = datasets.mnist("train"), torch.device("cpu")
+
+    def weights(file, spoil):
+        def stop(epoch, classifier):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            mnist_features.train(data, 2, 0, cpu, file, stop)
+        if spoil:
+            state = torch.load(file, weights_only=True)
+            torch.save({**state, "generator": seeded(0, "cpu").get_state()}, file)
+        classifier, _ = mnist_features.train(data, 2, 0, cpu, file, lambda *_: None)
+        return classifier.head.weight
+
+    kept = weights(small_mnist / "kept.pt", spoil=False)
+    spoiled = weights(small_mnist / "spoiled.pt", spoil=True)
+    assert not torch.equal(kept, spoiled)
+
+
+def test_bad_epochs(capsys):
+    with pytest.raises(SystemExit):
+        mnist_features.main(["--epochs", "0"])
+    assert "at least 1, got 0" in capsys.readouterr().err
+
+
+def test_shifted_moves_whole_images():
+    images = -torch.ones(500, 1, 28, 28)
+    images[:, :, 14, 14] = 1
+    moved = mnist_features.shifted(images, 2, seeded(4, "cpu"))
+    assert moved.shape == images.shape
+    assert (moved.flatten(1) > 0).sum(dim=1).eq(1).all()
+    _, _, row, column = (moved > 0).nonzero().unbind(dim=1)
+    assert sorted(set(zip(row.tolist(), column.tolist(), strict=True))) == [
+        (i, j) for i in range(12, 17) for j in range(12, 17)
+    ]
+
+
+def test_accuracy_metrics():
+    labels = torch.arange(100) % 10
+    logits = torch.nn.functional.one_hot(labels, 10).float()
+    logits[3] = torch.nn.functional.one_hot(torch.tensor(8), 10)  # a 3 taken for an 8
+    metrics = mnist_features.accuracy_metrics(logits, labels)
+    assert metrics["test_accuracy"] == 0.99
+    low, high = metrics["test_accuracy_interval_95"]
+    assert (low, high) == (pytest.approx(0.9455, abs=1e-4), pytest.approx(0.9997, abs=1e-4))
+    assert metrics["worst_class"] == {
+        "digit": 3,
+        "n": 10,
+        "errors": 1,
+        "most_often_taken_for": 8,
+        "that_often": 1,
+    }
+    json.dumps(metrics)
+
+
+def test_moments():
+    x = torch.randn(1000, 3, generator=seeded(5, "cpu"))
+    mean, covariance = mnist_features.moments(x)
+    assert torch.allclose(mean, x.double().mean(dim=0))
+    assert np.allclose(covariance, np.cov(x.numpy().T), atol=1e-6)
+    assert math.isclose(float(covariance[0, 0]), 1, abs_tol=0.25)
