@@ -22,7 +22,7 @@ from scipy.special import roots_legendre
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from gan_ebm_utils.base import partial_folder, rand, randn
+from gan_ebm_utils.base import check_positive, check_samples, partial_folder, rand, randn
 
 # The official files: MNIST from PyTorch's mirror, CIFAR-10 from its author.
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -59,12 +59,6 @@ def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
     if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
         raise ValueError(f"size must be a positive int or a tuple of them, got {size!r}")
     return shape
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _check_points(x: Tensor, dim: int) -> None:
@@ -112,7 +106,7 @@ def gaussian(mean: Sequence[float], std: float = 1.0) -> Distribution:
     >>> f"{standard.log_prob(torch.zeros(2)):.4f}"  # -log(2 pi)
     '-1.8379'
     """
-    _check_positive(std=std)
+    check_positive(std=std)
     if not len(mean):
         raise ValueError("mean must hold at least one coordinate, got an empty sequence")
     return _mixture(torch.tensor([list(mean)], dtype=torch.float32), std)
@@ -128,7 +122,7 @@ def gaussian_grid(spacing: float = 1.0, std: float = 0.05, n_side: int = 5) -> D
     >>> gaussian_grid().means.shape
     torch.Size([25, 2])
     """
-    _check_positive(spacing=spacing, std=std, n_side=n_side)
+    check_positive(spacing=spacing, std=std, n_side=n_side)
     axis = spacing * (torch.arange(n_side) - (n_side - 1) / 2)
     return _mixture(torch.cartesian_prod(axis, axis), std)
 
@@ -139,7 +133,7 @@ def gaussian_ring(n_modes: int = 8, radius: float = 1.5, std: float = 0.15) -> D
     >>> gaussian_ring().sample((10, 100), torch.Generator().manual_seed(0)).shape
     torch.Size([10, 100, 2])
     """
-    _check_positive(n_modes=n_modes, radius=radius, std=std)
+    check_positive(n_modes=n_modes, radius=radius, std=std)
     angle = 2 * math.pi * torch.arange(n_modes) / n_modes
     return _mixture(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std)
 
@@ -179,7 +173,7 @@ def moons(noise: float = 0.1) -> Distribution:
     >>> bool(moons().log_prob(x).isfinite().all())
     True
     """
-    _check_positive(noise=noise)
+    check_positive(noise=noise)
 
     def point(u: Tensor) -> Tensor:
         second = (u >= 0.5).to(u)
@@ -200,7 +194,7 @@ def swiss_roll(noise: float = 0.25, scale: float = 7.5) -> Distribution:
     >>> swiss_roll().sample(5, torch.Generator().manual_seed(0)).shape
     torch.Size([5, 2])
     """
-    _check_positive(noise=noise, scale=scale)
+    check_positive(noise=noise, scale=scale)
 
     def point(u: Tensor) -> Tensor:
         t = 1.5 * math.pi * (1 + 2 * u)
@@ -250,7 +244,7 @@ def pinwheel(
     >>> pinwheel().log_prob is None
     True
     """
-    _check_positive(n_arms=n_arms, radial_std=radial_std, tangential_std=tangential_std)
+    check_positive(n_arms=n_arms, radial_std=radial_std, tangential_std=tangential_std)
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         shape = _shape(size)
@@ -281,10 +275,7 @@ def minibatches(images: Tensor) -> Callable[[int | tuple[int, ...], torch.Genera
     >>> sample((4, 5), torch.Generator().manual_seed(0)).shape
     torch.Size([4, 5, 2])
     """
-    if not len(images):
-        raise ValueError(f"images holds no image: shape {tuple(images.shape)}")
-    if not images.isfinite().all():
-        raise ValueError("images holds values that are not finite; remove them first")
+    check_samples(images=images)
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         shape = _shape(size)

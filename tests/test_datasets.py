@@ -266,7 +266,7 @@ def test_minibatches():
     assert chisquare(torch.bincount(x[:, :, 0, 0, 0].flatten().long())).pvalue > 1e-6
     with pytest.raises(ValueError, match="size must be a positive int"):
         sample(0, seeded(0, "cpu"))
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="images is empty"):
         datasets.minibatches(rows[:0])
     with pytest.raises(ValueError, match="not finite"):
         datasets.minibatches(rows * math.nan)

@@ -1,0 +1,128 @@
+"""What every other module stands on: devices, randomness, the GAN as a pair, unfinished files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Gan(NamedTuple):
+    """A generator x = G(z), z ~ N(0, I) in `latent_dim` dimensions, and the discriminator's logit.
+
+    With R replicates the generator maps (R, n, latent_dim) to (R, n, *event), and the discriminator
+    maps that to logits d(x), (R, n), so that D(x) = 1 / (1 + e^{-d(x)}).
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    latent_dim: int
+
+
+def default_device() -> torch.device:
+    """The device a notebook runs on: GAN_EBM_DEVICE if that is set, else a GPU if there is one.
+
+    Raises ValueError if the variable names no device of this machine.
+    """
+    name = os.environ.get("GAN_EBM_DEVICE")
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    # PyTorch raises AssertionError for CUDA in a build without it.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"GAN_EBM_DEVICE is {name!r}, which cannot be used here ({reason}); "
+            'set it to "cpu", "cuda" or "mps", or unset it'
+        ) from error
+    return device
+
+
+def seeded(seed: int, device: torch.device | str | None = None) -> torch.Generator:
+    """A generator of random numbers on `device` (default: `default_device()`).
+
+    The integer in the environment variable GAN_EBM_SEED_OFFSET is added to `seed`, so that a whole
+    notebook can be run again with other numbers.
+
+    >>> float(randn(1, generator=seeded(0, "cpu"))) == float(randn(1, generator=seeded(1, "cpu")))
+    False
+    """
+    offset = os.environ.get("GAN_EBM_SEED_OFFSET", "0")
+    try:
+        total = seed + int(offset)
+    except ValueError as error:
+        raise ValueError(f"GAN_EBM_SEED_OFFSET must be an integer, got {offset!r}") from error
+    return torch.Generator(device or default_device()).manual_seed(total)
+
+
+def randn(*shape: int, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the given shape, on the generator's device."""
+    return torch.randn(shape, generator=generator, device=generator.device)
+
+
+def rand(*shape: int, generator: torch.Generator) -> Tensor:
+    """Numbers uniform on [0, 1) of the given shape, on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def check_samples(**samples: Tensor) -> None:
+    """Raise ValueError unless each named tensor holds at least one number and only finite ones.
+
+    >>> check_samples(x=torch.tensor([1.0, float("nan")]))
+    Traceback (most recent call last):
+    ValueError: x holds 1 value that is not finite (of 2); remove such points first
+    """
+    for name, x in samples.items():
+        if not x.numel():
+            raise ValueError(f"{name} is empty: shape {tuple(x.shape)}; give at least one sample")
+        if bad := int((~x.isfinite()).sum()):
+            what = "value that is" if bad == 1 else "values that are"
+            raise ValueError(
+                f"{name} holds {bad} {what} not finite (of {x.numel()}); remove such points first"
+            )
+
+
+def check_positive(**numbers: float) -> None:
+    """Raise ValueError unless each named number is finite and above 0; integers stay integers.
+
+    >>> check_positive(n=0)
+    Traceback (most recent call last):
+    ValueError: n must be positive, got 0
+    """
+    for name, number in numbers.items():
+        if not 0 < number < float("inf"):
+            raise ValueError(f"{name} must be positive, got {number}")
+
+
+@contextlib.contextmanager
+def partial_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder inside `folder` for files in the making, removed at the end.
+
+    A file is made there and moved to its final name in `folder` by `os.replace`, so nothing
+    half-written ever bears that name. What a killed process left behind is removed on entry.
+    """
+    for remains in folder.glob(".partial-*"):
+        owner = remains.name.split("-")[1]
+        if owner.isdigit() and not _is_alive(int(owner)):
+            shutil.rmtree(remains, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".partial-{os.getpid()}-", dir=folder) as part:
+        yield Path(part)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,176 @@
+"""Losses of GANs and the penalties that go with them.
+
+Every loss takes the logits of real data first and of generated data second, both (R, n), and
+returns (R,): the mean is over the batch axis only, so the sum over replicates trains each of them
+on its own. The symbols: D = sigmoid(d), sp(t) = softplus(t) = log(1 + e^t).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss of the minimax game, -V: E_p sp(-d) + E_q sp(d), in nats.
+
+    At the optimal logit d = log p/q its value is 2 log 2 - 2 JSD(p, q) (Goodfellow et al. 2014,
+    arXiv:1406.2661, equation 1 and theorem 1).
+
+    >>> gan_d_loss(torch.zeros(1, 4), torch.zeros(1, 4))  # 2 log 2
+    tensor([1.3863])
+    """
+    _check_logits(real, fake)
+    return F.softplus(-real).mean(dim=1) + F.softplus(fake).mean(dim=1)
+
+
+def saturating_g_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The generator's loss of the minimax game: E_q log(1 - D) = -E_q sp(d).
+
+    `real` is not used; it stands there because every loss of a generator has the same arguments.
+    """
+    _check_logits(real, fake)
+    return -F.softplus(fake).mean(dim=1)
+
+
+def non_saturating_g_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The generator's loss in use, -E_q log D = E_q sp(-d) (Goodfellow et al. 2014, section 3)."""
+    _check_logits(real, fake)
+    return F.softplus(-fake).mean(dim=1)
+
+
+def wasserstein_d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The critic's loss E_q f - E_p f; over 1-Lipschitz critics its infimum is -W_1(p, q).
+
+    A critic is no log ratio: f + c and, without a constraint, any multiple do as well (Arjovsky et
+    al. 2017, arXiv:1701.07875, equation 2).
+    """
+    _check_logits(real, fake)
+    return fake.mean(dim=1) - real.mean(dim=1)
+
+
+def wasserstein_g_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The generator's loss against a critic, -E_q f."""
+    _check_logits(real, fake)
+    return -fake.mean(dim=1)
+
+
+class FDivergence(NamedTuple):
+    """An f-divergence D_f(p || q) = E_q f(p/q) and its variational bound.
+
+    For every T with values in the domain of the conjugate f*, D_f(p || q) >= E_p T - E_q f*(T),
+    with equality at T = f'(p/q) (Nguyen et al. 2010, arXiv:0809.0853; Nowozin et al. 2016,
+    arXiv:1606.00709, equation 4 and table 6). `output` maps a network's value v, any real number,
+    to T(v) in that domain; `conjugate` maps v to f*(T(v)), written without loss of digits;
+    `log_ratio` maps v to the log p/q that T(v) stands for, nan where that ratio is not positive.
+    """
+
+    name: str
+    f: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor], Tensor]
+    conjugate: Callable[[Tensor], Tensor]
+    log_ratio: Callable[[Tensor], Tensor]
+
+    def bound(self, real: Tensor, fake: Tensor) -> Tensor:
+        """E_p T - E_q f*(T) from network values (R, n), as (R,): at most D_f(p || q)."""
+        _check_logits(real, fake)
+        return self.output(real).mean(dim=1) - self.conjugate(fake).mean(dim=1)
+
+    def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The loss of the variational function: minus `bound`."""
+        return -self.bound(real, fake)
+
+
+# f*(T) = e^{T - 1}, T = 1 + log(p/q).
+kl = FDivergence(
+    "KL",
+    f=lambda u: torch.special.xlogy(u, u),
+    output=lambda v: v,
+    conjugate=lambda v: (v - 1).exp(),
+    log_ratio=lambda v: v - 1,
+)
+# f*(T) = -1 - log(-T) for T < 0, T = -q/p.
+reverse_kl = FDivergence(
+    "reverse KL",
+    f=lambda u: -u.log(),
+    output=lambda v: -(-v).exp(),
+    conjugate=lambda v: v - 1,
+    log_ratio=lambda v: v,
+)
+# f*(T) = -log(2 - e^T) for T < log 2, T = log 2 + log(p / (p + q)). This f gives 2 JSD.
+js = FDivergence(
+    "2 JSD",
+    f=lambda u: torch.special.xlogy(u, u) - (1 + u) * ((1 + u) / 2).log(),
+    output=lambda v: math.log(2) - F.softplus(-v),
+    conjugate=lambda v: F.softplus(v) - math.log(2),
+    log_ratio=lambda v: v,
+)
+# f*(T) = T + T^2/4, T = 2 (p/q - 1). T <= -2 stands for a ratio that is not positive.
+pearson = FDivergence(
+    "Pearson",
+    f=lambda u: (u - 1) ** 2,
+    output=lambda v: v,
+    conjugate=lambda v: v + v**2 / 4,
+    log_ratio=lambda v: torch.where(v > -2, 1 + v / 2, torch.nan).log(),
+)
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: torch.Generator
+) -> Tensor:
+    """E (|grad f(x)| - 1)^2 at random points x between real and generated ones, (R,).
+
+    `real` and `fake` are (R, n, *event); the norm is over all of the event's axes (Gulrajani et al.
+    2017, arXiv:1704.00028, equation 3).
+    """
+    _check_batches(real, fake)
+    if real.shape != fake.shape:
+        raise ValueError(
+            f"real and fake must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
+    share = torch.rand(real.shape[:2], generator=generator, device=generator.device)
+    share = share.reshape(*share.shape, *[1] * (real.ndim - 2))
+    norm = _squared_gradient(critic, share * real + (1 - share) * fake).sqrt()
+    return ((norm - 1) ** 2).mean(dim=1)
+
+
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """E_p |grad d(x)|^2 over real data (R, n, *event), (R,); weight it with gamma/2.
+
+    The norm is over all of the event's axes (Mescheder et al. 2018, arXiv:1801.04406, equation 9).
+    """
+    _check_batches(real, real)
+    return _squared_gradient(discriminator, real).mean(dim=1)
+
+
+def _squared_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """|grad f|^2 at each point of (R, n, *event), as (R, n), open to a further derivative."""
+    if x.ndim < 3:
+        raise ValueError(f"a penalty takes samples (R, n, *event), got {tuple(x.shape)}")
+    x = x.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+    return gradient.flatten(start_dim=2).square().sum(dim=2)
+
+
+def _check_logits(real: Tensor, fake: Tensor) -> None:
+    _check_batches(real, fake)
+    if real.ndim != 2 or fake.ndim != 2:
+        raise ValueError(
+            "a loss takes one logit per sample, real and fake as (R, n), got "
+            f"{tuple(real.shape)} and {tuple(fake.shape)}"
+        )
+
+
+def _check_batches(real: Tensor, fake: Tensor) -> None:
+    for name, batch in (("real", real), ("fake", fake)):
+        if batch.ndim < 2 or 0 in batch.shape:
+            raise ValueError(
+                f"{name} must be (R, n, ...) with R and n at least 1, got {tuple(batch.shape)}"
+            )
+    if len(real) != len(fake):
+        raise ValueError(f"real holds {len(real)} replicates and fake {len(fake)}; give the same")

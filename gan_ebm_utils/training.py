@@ -1,0 +1,156 @@
+"""Training loops: plain, with the loss passed in. Replicates train side by side, each on its own.
+
+A sampler of data is a function (size, generator) -> (*size, *event), such as `Distribution.sample`
+or what `datasets.minibatches` returns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gan_ebm_utils.base import Gan, check_positive, randn
+
+Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Penalty = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+
+
+class History(NamedTuple):
+    """The losses of each step, (n_steps, R), without the penalty."""
+
+    d_loss: Tensor
+    g_loss: Tensor
+
+
+def fit_discriminator(
+    discriminator: nn.Module,
+    real: Sample,
+    fake: Sample,
+    loss: Loss,
+    n_steps: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    batch_size: int = 256,
+    learning_rate: float = 2e-3,
+    penalty: Penalty | None = None,
+) -> Tensor:
+    """Train `discriminator` alone to tell samples of `real` from samples of `fake`.
+
+    Each of `n_steps` steps of Adam draws `batch_size` fresh samples of both per replicate and
+    lowers loss(d(x), d(y)) + penalty(discriminator, x, y, generator), summed over replicates. The
+    learning rate falls to 0 along a cosine, so that the last weights are settled. Returns the loss
+    of each step, (n_steps, replicates).
+
+    Raises ValueError for counts below 1 or samples that are not finite, RuntimeError with the step
+    if the loss stops being finite.
+    """
+    check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
+    check_positive(learning_rate=learning_rate)
+    optimizer = _adam(discriminator, learning_rate, (0.9, 0.99))
+    size = (replicates, batch_size)
+    losses = []
+    for step in tqdm(range(n_steps), desc="discriminator"):
+        _set_rate(optimizer, learning_rate * (1 + math.cos(math.pi * step / n_steps)) / 2)
+        x, y = real(size, generator), fake(size, generator)
+        losses.append(
+            _discriminator_step(discriminator, optimizer, loss, penalty, x, y, generator, step)
+        )
+    return torch.stack(losses)
+
+
+def train_gan(
+    gan: Gan,
+    data: Sample,
+    d_loss: Loss,
+    g_loss: Loss,
+    n_steps: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    betas: tuple[float, float] = (0.0, 0.99),
+    d_steps: int = 1,
+    penalty: Penalty | None = None,
+    callback: Callable[[int], None] | None = None,
+) -> History:
+    """Train both networks in turn: `d_steps` steps of the discriminator, one of the generator.
+
+    The discriminator lowers d_loss(d(x), d(G(z))) + penalty(d, x, G(z), generator), the generator
+    lowers g_loss(d(x), d(G(z))) with the same x and fresh z. Both use Adam; over the second half
+    the learning rate falls linearly to 0. `callback(step)` is called after each step.
+
+    Raises as `fit_discriminator` does.
+    """
+    check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
+    check_positive(learning_rate=learning_rate)
+    d_optimizer = _adam(gan.discriminator, learning_rate, betas)
+    g_optimizer = _adam(gan.generator, learning_rate, betas)
+    size = (replicates, batch_size)
+    d_losses, g_losses = [], []
+    for step in tqdm(range(n_steps), desc="GAN"):
+        for optimizer in (d_optimizer, g_optimizer):
+            _set_rate(optimizer, learning_rate * min(1.0, 2 * (1 - step / n_steps)))
+        for _ in range(d_steps):
+            x = data(size, generator)
+            with torch.no_grad():
+                y = gan.generator(randn(*size, gan.latent_dim, generator=generator))
+            value = _discriminator_step(
+                gan.discriminator, d_optimizer, d_loss, penalty, x, y, generator, step
+            )
+        d_losses.append(value)
+        # The generator's gradient passes through the discriminator, whose weights need none.
+        gan.discriminator.requires_grad_(False)
+        fake = gan.discriminator(gan.generator(randn(*size, gan.latent_dim, generator=generator)))
+        value = g_loss(gan.discriminator(x), fake)
+        g_optimizer.zero_grad()
+        value.sum().backward()
+        g_optimizer.step()
+        gan.discriminator.requires_grad_(True)
+        g_losses.append(value.detach())
+        if callback is not None:
+            callback(step)
+    return History(torch.stack(d_losses), torch.stack(g_losses))
+
+
+def _adam(network: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
+    return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, fused=True)
+
+
+def _set_rate(optimizer: torch.optim.Adam, learning_rate: float) -> None:
+    optimizer.param_groups[0]["lr"] = learning_rate
+
+
+def _discriminator_step(
+    discriminator: nn.Module,
+    optimizer: torch.optim.Adam,
+    loss: Loss,
+    penalty: Penalty | None,
+    x: Tensor,
+    y: Tensor,
+    generator: torch.Generator,
+    step: int,
+) -> Tensor:
+    value = loss(discriminator(x), discriminator(y))
+    total = value if penalty is None else value + penalty(discriminator, x, y, generator)
+    if not total.isfinite().all():
+        for name, batch in (("real", x), ("generated", y)):
+            if not batch.isfinite().all():
+                raise ValueError(
+                    f"the {name} samples of step {step} hold values that are not finite"
+                )
+        raise RuntimeError(
+            f"the discriminator's loss is not finite at step {step}: {total.detach().tolist()}; "
+            "lower the learning rate or add a penalty"
+        )
+    optimizer.zero_grad()
+    total.sum().backward()
+    optimizer.step()
+    return value.detach()
