@@ -36,7 +36,7 @@ def claim(
     """
     if at_most is None and at_least is None:
         raise ValueError(f"a claim needs at_most, at_least or both; {text!r} has neither")
-    value = float(value)
+    value = float(value.detach() if isinstance(value, Tensor) else value)
     if log := os.environ.get("GAN_EBM_CLAIMS_LOG"):
         line = {"text": text, "value": value, "at_most": at_most, "at_least": at_least}
         with open(log, "a", encoding="utf-8") as file:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gan_ebm_utils.base import check_positive, rand, randn
-
-Activation = Callable[[], nn.Module]
 
 
 class StackedLinear(nn.Module):
@@ -123,22 +120,29 @@ def mlp(
     replicates: int = 1,
     *,
     generator: torch.Generator,
-    activation: Activation = nn.SiLU,
+    activation: str = "SiLU",
     fourier: tuple[int, float] | None = None,
     spectral: bool = False,
 ) -> nn.Sequential:
     """R multilayer perceptrons, (R, n, in_features) to (R, n, out_features).
 
     Without `out_features` each is a scalar function, (R, n, in_features) to (R, n). `fourier` =
-    (n_frequencies, scale) puts `FourierFeatures` first; `spectral` normalises each linear layer.
+    (n_frequencies, scale) puts `FourierFeatures` first. `activation` is the name of a module of
+    torch.nn. `spectral` normalises each linear layer, which makes the network 1-Lipschitz if its
+    activation is: ReLU is, SiLU has slopes up to 1.1.
 
-    Raises ValueError for sizes below 1 and, when called, for inputs of another shape.
+    Raises ValueError for sizes below 1, an unknown activation and, when called, for inputs of
+    another shape.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> logit = mlp(2, (64, 64), replicates=10, generator=g)
     >>> logit(torch.zeros(10, 5, 2)).shape
     torch.Size([10, 5])
     """
+    if not isinstance(getattr(nn, activation, None), type):
+        raise ValueError(
+            f'activation must name a module of torch.nn, as "SiLU", got {activation!r}'
+        )
     layers: list[nn.Module] = []
     if fourier is not None:
         layers.append(FourierFeatures(in_features, *fourier, generator=generator))
@@ -146,13 +150,17 @@ def mlp(
     sizes = (in_features, *hidden, 1 if out_features is None else out_features)
     for n_in, n_out in itertools.pairwise(sizes):
         layer = StackedLinear(n_in, n_out, replicates, generator=generator)
-        layers += [spectral_norm(layer, generator=generator) if spectral else layer, activation()]
+        layers += [spectral_norm(layer, generator=generator) if spectral else layer]
+        layers.append(getattr(nn, activation)())
     layers.pop()
     return nn.Sequential(*layers, *([Scalar()] if out_features is None else []))
 
 
 class _Convolutions(nn.Module):
-    """Layers that run R copies as the groups of one convolution."""
+    """Layers that run R copies as the groups of one convolution.
+
+    Grouped convolutions on a CPU are about twice as fast with channels last.
+    """
 
     def __init__(self, image_size: int, channels: int, replicates: int) -> None:
         super().__init__()
@@ -220,6 +228,7 @@ class ConvGenerator(_Convolutions):
     def forward(self, z: Tensor) -> Tensor:
         h = F.silu(self.linear(z)).mT  # (R, features, n)
         h = h.movedim(2, 0).reshape(z.shape[1], -1, *self.base[1:])  # (n, R * 2 width, h/4, w/4)
+        h = h.contiguous(memory_format=torch.channels_last)
         h = F.silu(self.up1(h))
         x = self.up2(h).tanh().reshape(-1, self.replicates, *self.event)
         return x.movedim(0, 1)
@@ -260,6 +269,7 @@ class ConvDiscriminator(_Convolutions):
             raise ValueError(f"x must be ({self.replicates}, n, {expected}), got {tuple(x.shape)}")
         n = x.shape[1]
         h = x.movedim(0, 1).reshape(n, -1, *self.event[1:])  # (n, R * c, h, w)
+        h = h.contiguous(memory_format=torch.channels_last)
         h = F.silu(self.down2(F.silu(self.down1(h))))
         return self.linear(h.reshape(n, self.replicates, -1).movedim(0, 1)).squeeze(-1)
 

@@ -8,9 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from torch import Tensor
+
+from gan_ebm_utils.base import default_device
 
 # Colour-blind safe (seaborn's "colorblind"); real and generated look the same in every chapter.
 COLORS = sns.color_palette("colorblind").as_hex()
@@ -59,7 +62,7 @@ def heatmap(
     """Colours of a function (n, 2) -> (n,) over `box`; `style` goes to matplotlib's pcolormesh."""
     left, right, bottom, top = box
     xs, ys = torch.linspace(left, right, n), torch.linspace(bottom, top, n)
-    points = torch.cartesian_prod(xs, ys)
+    points = torch.cartesian_prod(xs, ys).to(default_device())
     with torch.no_grad():
         values = function(points).detach().cpu().reshape(n, n).T
     if not np.isfinite(values).any():
@@ -76,8 +79,9 @@ def image_grid(ax: Axes, images: Tensor, n_columns: int, title: str) -> None:
             f"images must be (n, 1, h, w) with n a multiple of {n_columns}, got "
             f"{tuple(images.shape)}"
         )
-    n, _, height, width = images.shape
-    rows = images.detach().cpu().reshape(n // n_columns, n_columns, height, width)
+    framed = F.pad(images.detach().cpu(), (1, 1, 1, 1), value=-1.0)
+    n, _, height, width = framed.shape
+    rows = framed.reshape(n // n_columns, n_columns, height, width)
     picture = rows.permute(0, 2, 1, 3).reshape(n // n_columns * height, n_columns * width)
     ax.imshow(picture, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[], title=title)
