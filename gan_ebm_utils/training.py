@@ -76,7 +76,7 @@ def train_gan(
     replicates: int = 1,
     batch_size: int = 256,
     learning_rate: float = 1e-3,
-    betas: tuple[float, float] = (0.0, 0.99),
+    betas: tuple[float, float] = (0.5, 0.99),
     d_steps: int = 1,
     penalty: Penalty | None = None,
     callback: Callable[[int], None] | None = None,

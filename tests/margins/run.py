@@ -1,0 +1,148 @@
+"""Measure how far the claims of a notebook stay from their bounds.
+
+    python tests/margins/run.py [NOTEBOOK ...] [--runs 30] [--jobs 2]
+
+Each run executes the notebook with an offset added to every seed, so with numbers that the book
+does not use, over vector instructions (avx2, default) and threads (1, 2) in turn. The values of all
+claims go to NOTEBOOK.csv in this folder, one row per claim and run; what the claims then keep from
+their bounds, in standard deviations over the runs, to NOTEBOOK_summary.csv. Runs that are already
+in the table are not made again.
+"""
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent
+FIRST_OFFSET = 1000  # far from the seeds of the book
+CONDITIONS = [("avx2", "1"), ("default", "2"), ("avx2", "2"), ("default", "1")]
+RUN_COLUMNS = ("offset", "capability", "threads", "text", "at_most", "at_least", "value")
+SUMMARY_COLUMNS = ("text", "at_most", "at_least", "runs", "mean", "sd", "worst", "margin")
+
+EXECUTE = """
+import nbformat, sys
+from nbclient import NotebookClient
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, kernel_name="python3", timeout=None).execute()
+"""
+
+
+def run_once(notebook, offset):
+    """Execute the notebook with the given seed offset; return the rows of its claims."""
+    capability, threads = CONDITIONS[offset % len(CONDITIONS)]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "claims.jsonl"
+        environment = os.environ | {
+            "ATEN_CPU_CAPABILITY": capability,
+            "OMP_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "passive",
+            "GAN_EBM_SEED_OFFSET": str(offset),
+            "GAN_EBM_CLAIMS_LOG": str(log),
+            "TQDM_DISABLE": "1",
+        }
+        subprocess.run(
+            [sys.executable, "-c", EXECUTE, str(notebook)], cwd=folder, env=environment, check=True
+        )
+        claims = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    run = {"offset": offset, "capability": capability, "threads": threads}
+    return [{**run, **claim} for claim in claims]
+
+
+def margin(values, at_most, at_least):
+    """Distance of the mean from the nearer bound in standard deviations; inf if all are equal."""
+    mean, sd = statistics.fmean(values), statistics.stdev(values)
+    gaps = [at_most - mean if at_most is not None else math.inf]
+    gaps.append(mean - at_least if at_least is not None else math.inf)
+    return min(gaps) / sd if sd else math.copysign(math.inf, min(gaps))
+
+
+def summarise(rows):
+    """One row per claim, in the order of the notebook."""
+    claims = {}
+    for row in rows:
+        claims.setdefault(row["text"], []).append(row)
+    summary = []
+    for text, of_text in claims.items():
+        # A bound may itself be computed; all runs of one claim are judged by the last one's.
+        at_most, at_least = (number(of_text[-1][side]) for side in ("at_most", "at_least"))
+        values = [float(row["value"]) for row in of_text]
+        summary.append(
+            {
+                "text": text,
+                "at_most": "" if at_most is None else at_most,
+                "at_least": "" if at_least is None else at_least,
+                "runs": len(values),
+                "mean": f"{statistics.fmean(values):.6g}",
+                "sd": f"{statistics.stdev(values):.3g}",
+                "worst": f"{max(values) if at_most is not None else min(values):.6g}",
+                "margin": f"{margin(values, at_most, at_least):.2f}",
+            }
+        )
+    return summary
+
+
+def number(cell):
+    """A cell of the table as a number, None if it is empty."""
+    return None if cell in ("", None) else float(cell)
+
+
+def read(table):
+    if not table.exists():
+        return []
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(table, columns, rows):
+    """Write the table whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    partial = table.with_name(f".partial-{os.getpid()}-{table.name}")
+    try:
+        partial.write_text(text.getvalue(), encoding="utf-8", newline="\n")
+        os.replace(partial, table)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def study(notebook, runs, jobs):
+    table = FOLDER / f"{notebook.stem}.csv"
+    rows = read(table)
+    done = {int(row["offset"]) for row in rows}
+    offsets = [n for n in range(FIRST_OFFSET, FIRST_OFFSET + runs) if n not in done]
+    with ThreadPoolExecutor(jobs) as pool:
+        for future in as_completed([pool.submit(run_once, notebook, n) for n in offsets]):
+            rows += future.result()
+            rows.sort(key=lambda row: int(row["offset"]))
+            write(table, RUN_COLUMNS, rows)
+            print(f"{notebook.stem}: {len({int(row['offset']) for row in rows})} runs", flush=True)
+    write(FOLDER / f"{notebook.stem}_summary.csv", SUMMARY_COLUMNS, summarise(rows))
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("notebooks", nargs="*", type=Path)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args(argv)
+    if args.runs < 2 or args.jobs < 1:
+        parser.error("--runs must be at least 2 and --jobs at least 1")
+    notebooks = args.notebooks or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    for notebook in notebooks:
+        study(notebook.resolve(), args.runs, args.jobs)
+
+
+if __name__ == "__main__":
+    main()
