@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import matplotlib.pyplot as plt
-import numpy as np
 import seaborn as sns
 import torch
 import torch.nn.functional as F
@@ -64,10 +63,12 @@ def heatmap(
     xs, ys = torch.linspace(left, right, n), torch.linspace(bottom, top, n)
     points = torch.cartesian_prod(xs, ys).to(default_device())
     with torch.no_grad():
-        values = function(points).detach().cpu().reshape(n, n).T
-    if not np.isfinite(values).any():
+        values = function(points).cpu().reshape(n, n).T
+    if not values.isfinite().any():
         raise ValueError(f"the function is finite nowhere in {box}; choose another box")
-    mesh = ax.pcolormesh(xs, ys, values, shading="gouraud", rasterized=True, **style)
+    mesh = ax.pcolormesh(
+        xs.numpy(), ys.numpy(), values.numpy(), shading="gouraud", rasterized=True, **style
+    )
     _frame(ax, box, title)
     return mesh
 
@@ -83,7 +84,7 @@ def image_grid(ax: Axes, images: Tensor, n_columns: int, title: str) -> None:
     n, _, height, width = framed.shape
     rows = framed.reshape(n // n_columns, n_columns, height, width)
     picture = rows.permute(0, 2, 1, 3).reshape(n // n_columns * height, n_columns * width)
-    ax.imshow(picture, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+    ax.imshow(picture.numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
 

@@ -1,0 +1,112 @@
+"""Devices, randomness, checks of input, and files in the making."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gan_ebm_utils.base import (
+    check_positive,
+    check_samples,
+    default_device,
+    partial_folder,
+    rand,
+    randn,
+    seeded,
+)
+
+
+def test_the_device_can_be_chosen(monkeypatch):
+    monkeypatch.setenv("GAN_EBM_DEVICE", "cpu")
+    assert default_device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu9", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_named(monkeypatch, name):
+    monkeypatch.setenv("GAN_EBM_DEVICE", name)
+    with pytest.raises(ValueError, match=f"GAN_EBM_DEVICE is '{name}', which cannot be used here"):
+        default_device()
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    first, second, other = (randn(50, generator=seeded(seed, "cpu")) for seed in (3, 3, 4))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_the_offset_moves_every_seed(monkeypatch):
+    plain = randn(5, generator=seeded(17, "cpu"))
+    monkeypatch.setenv("GAN_EBM_SEED_OFFSET", "10")
+    assert torch.equal(randn(5, generator=seeded(7, "cpu")), plain)
+    assert not torch.equal(randn(5, generator=seeded(17, "cpu")), plain)
+    monkeypatch.setenv("GAN_EBM_SEED_OFFSET", "ten")
+    with pytest.raises(ValueError, match="must be an integer, got 'ten'"):
+        seeded(7, "cpu")
+
+
+def test_draws_follow_their_laws_and_leave_the_global_state_alone():
+    before = torch.random.get_rng_state()
+    n, generator = 100_000, seeded(0, "cpu")
+    normal, uniform = randn(n, generator=generator), rand(n, generator=generator)
+    assert abs(normal.mean()) < 5 / n**0.5
+    assert abs(normal.var() - 1) < 5 * (2 / n) ** 0.5
+    assert abs(uniform.mean() - 0.5) < 5 * (1 / 12 / n) ** 0.5
+    assert uniform.min() >= 0 and uniform.max() < 1
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_samples_are_checked():
+    check_samples(x=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"x is empty: shape \(0, 2\); give at least one"):
+        check_samples(x=torch.zeros(0, 2))
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="y holds 2 values that are not finite"):
+            check_samples(x=torch.zeros(1), y=torch.tensor([bad, bad, 0.0]))
+
+
+@pytest.mark.parametrize("number", [0, -1, float("nan"), float("inf")])
+def test_numbers_are_checked(number):
+    check_positive(n=1, step=0.1)
+    with pytest.raises(ValueError, match="step must be positive, got"):
+        check_positive(n=1, step=number)
+
+
+# --- files in the making ---
+
+KILLED = """
+import pathlib, signal, os
+from gan_ebm_utils.base import partial_folder
+with partial_folder(pathlib.Path({folder!r})) as part:
+    (part / "data.npz").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_partial_folder_is_gone_afterwards(tmp_path):
+    with partial_folder(tmp_path) as part:
+        (part / "file").write_text("whole")
+        os.replace(part / "file", tmp_path / "file")
+    with pytest.raises(RuntimeError), partial_folder(tmp_path) as part:
+        (part / "other").write_text("half")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_process_left_is_cleared_at_the_next_start(tmp_path):
+    run = subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], check=False)
+    assert run.returncode == -signal.SIGKILL
+    (remains,) = tmp_path.iterdir()  # the control: there is something to clear
+    assert (remains / "data.npz").exists() and not (tmp_path / "data.npz").exists()
+    with partial_folder(tmp_path):
+        assert not remains.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_living_process_is_making_stays(tmp_path):
+    mine = tmp_path / f".partial-{os.getppid()}-abc"
+    mine.mkdir()
+    with partial_folder(tmp_path):
+        assert mine.exists()

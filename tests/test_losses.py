@@ -1,0 +1,219 @@
+"""The losses against closed forms on a law with four points, where every optimum is known."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gan_ebm_utils import losses
+from gan_ebm_utils.base import randn, seeded
+
+# Two laws on four points, as counts out of 20: a batch that holds each point so often has exactly
+# these frequencies, so that means over it are expectations.
+P_COUNTS, Q_COUNTS = torch.tensor([8, 6, 4, 2]), torch.tensor([2, 3, 5, 10])
+P, Q = P_COUNTS.double() / 20, Q_COUNTS.double() / 20
+RATIO = (P / Q).log()
+DIVERGENCES = [losses.kl, losses.reverse_kl, losses.js, losses.pearson]
+
+
+def batches(values):
+    """Network values of the four points as a real and a fake batch, (1, 20) each."""
+    return values.repeat_interleave(P_COUNTS)[None], values.repeat_interleave(Q_COUNTS)[None]
+
+
+def kl(p, q):
+    return (p * (p / q).log()).sum()
+
+
+def rng(seed=0):
+    return seeded(seed, "cpu")
+
+
+# --- the game ---
+
+
+def test_the_optimal_logit_is_the_log_ratio():
+    best = losses.gan_d_loss(*batches(RATIO))[0]
+    m = (P + Q) / 2
+    jsd = (kl(P, m) + kl(Q, m)) / 2
+    torch.testing.assert_close(best, 2 * math.log(2) - 2 * jsd)
+    assert abs(best - (2 * math.log(2) - jsd)) > 0.05  # the control: the misprint's value
+    for seed in range(20):
+        other = RATIO + 0.1 * torch.randn(4, generator=rng(seed), dtype=torch.float64)
+        assert losses.gan_d_loss(*batches(other))[0] > best
+
+
+def test_an_error_of_the_logit_costs_its_square_weighted_with_pq_over_p_plus_q():
+    delta = 1e-3 * torch.tensor([1.0, -2.0, 3.0, 1.5], dtype=torch.float64)
+    cost = losses.gan_d_loss(*batches(RATIO + delta)) - losses.gan_d_loss(*batches(RATIO))
+    expected = (P * Q / (P + Q) * delta**2).sum() / 2
+    assert abs(cost / expected - 1) < 0.01
+
+
+def test_values_by_hand():
+    real, fake = torch.tensor([[0.0, 2.0]]), torch.tensor([[-1.0, 1.0]])
+    sp = lambda t: math.log1p(math.exp(t))  # noqa: E731
+    values = {
+        losses.gan_d_loss: (sp(0) + sp(-2)) / 2 + (sp(-1) + sp(1)) / 2,
+        losses.saturating_g_loss: -(sp(-1) + sp(1)) / 2,
+        losses.non_saturating_g_loss: (sp(1) + sp(-1)) / 2,
+        losses.wasserstein_d_loss: 0.0 - 1.0,
+        losses.wasserstein_g_loss: 0.0,
+    }
+    for loss, expected in values.items():
+        assert loss(real, fake).shape == (1,)
+        assert math.isclose(loss(real, fake), expected, abs_tol=1e-6)
+
+
+def test_large_logits_stay_finite():
+    real, fake = torch.tensor([[-1e4]]), torch.tensor([[1e4]])
+    assert losses.gan_d_loss(real, fake) == 2e4
+    assert losses.js.bound(real, fake).isfinite().all()
+    naive = -(torch.sigmoid(real).log() + (1 - torch.sigmoid(fake)).log())
+    assert not naive.isfinite().all()  # the control
+
+
+def test_the_generators_gradients_differ_by_the_factor_e_to_the_d():
+    d = torch.linspace(-6, 6, 25)[None].requires_grad_()
+    (saturating,) = torch.autograd.grad(losses.saturating_g_loss(d, d).sum(), d)
+    (other,) = torch.autograd.grad(losses.non_saturating_g_loss(d, d).sum(), d)
+    torch.testing.assert_close(saturating, d.detach().exp() * other)
+
+
+def test_replicates_are_averaged_apart():
+    real, fake = randn(3, 5, generator=rng()), randn(3, 7, generator=rng(1))
+    for loss in (losses.gan_d_loss, losses.wasserstein_d_loss, *(d.d_loss for d in DIVERGENCES)):
+        alone = [loss(real[r : r + 1], fake[r : r + 1])[0] for r in range(3)]
+        torch.testing.assert_close(loss(real, fake), torch.stack(alone))
+
+
+# --- f-divergences ---
+
+OPTIMA = {"KL": RATIO + 1, "reverse KL": RATIO, "2 JSD": RATIO, "Pearson": 2 * (RATIO.exp() - 1)}
+CONJUGATES = {
+    "KL": lambda t: (t - 1).exp(),
+    "reverse KL": lambda t: -1 - (-t).log(),
+    "2 JSD": lambda t: -(2 - t.exp()).log(),
+    "Pearson": lambda t: t + t**2 / 4,
+}
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)
+def test_the_bound_is_attained_at_the_optimum_only(divergence):
+    exact = (Q * divergence.f(P / Q)).sum()
+    best = OPTIMA[divergence.name]
+    torch.testing.assert_close(divergence.bound(*batches(best))[0], exact)
+    torch.testing.assert_close(divergence.log_ratio(best), RATIO)
+    for seed in range(20):
+        other = best + 0.1 * torch.randn(4, generator=rng(seed), dtype=torch.float64)
+        assert divergence.bound(*batches(other))[0] < exact
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda d: d.name)
+def test_the_conjugate_is_the_textbooks(divergence):
+    v = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    textbook = CONJUGATES[divergence.name](divergence.output(v))
+    torch.testing.assert_close(divergence.conjugate(v), textbook)
+    # And it is the largest u t - f(u), by brute force.
+    u = torch.logspace(-4, 4, 20_001, dtype=torch.float64)
+    t = divergence.output(torch.tensor([-0.7, 0.4], dtype=torch.float64))
+    brute = (u[:, None] * t - divergence.f(u)[:, None]).max(dim=0).values
+    torch.testing.assert_close(CONJUGATES[divergence.name](t), brute, rtol=1e-5, atol=1e-6)
+
+
+def test_the_divergences_are_what_their_names_say():
+    m = (P + Q) / 2
+    exact = {
+        "KL": kl(P, Q),
+        "reverse KL": kl(Q, P),
+        "2 JSD": kl(P, m) + kl(Q, m),
+        "Pearson": ((P - Q) ** 2 / Q).sum(),
+    }
+    for divergence in DIVERGENCES:
+        torch.testing.assert_close((Q * divergence.f(P / Q)).sum(), exact[divergence.name])
+        assert divergence.f(torch.tensor(1.0)) == 0
+
+
+def test_pearson_has_no_log_ratio_at_minus_2_and_below():
+    v = torch.tensor([-3.0, -2.0, -1.999, 0.0])
+    assert losses.pearson.log_ratio(v).isnan().tolist() == [True, True, False, False]
+
+
+def test_the_jensen_shannon_loss_is_that_of_the_gan():
+    real, fake = randn(2, 9, generator=rng()), randn(2, 9, generator=rng(1))
+    shifted = losses.js.d_loss(real, fake) + 2 * math.log(2)
+    torch.testing.assert_close(shifted, losses.gan_d_loss(real, fake))
+    assert not torch.allclose(losses.kl.d_loss(real, fake), losses.gan_d_loss(real, fake))
+
+
+# --- penalties ---
+
+
+def test_penalties_of_a_linear_function():
+    weight = randn(3, 4, 4, generator=rng())
+    linear = lambda x: (weight * x).sum(dim=(-3, -2, -1))  # noqa: E731
+    x, y = randn(2, 5, 3, 4, 4, generator=rng(1)), randn(2, 5, 3, 4, 4, generator=rng(2))
+    norm = weight.norm()
+    torch.testing.assert_close(losses.r1_penalty(linear, x), norm.square().expand(2))
+    penalty = losses.gradient_penalty(linear, x, y, rng())
+    torch.testing.assert_close(penalty, ((norm - 1) ** 2).expand(2))
+    channels_only = weight.square().sum(dim=0).mean()  # the mistake in circulation
+    assert abs(channels_only * 16 - norm**2) < 1e-3
+    assert channels_only < norm**2 / 10
+
+
+def test_r1_of_a_quadratic_function_is_taken_at_the_real_points():
+    quadratic = lambda x: x.square().sum(dim=-1) / 2  # noqa: E731, its gradient is x
+    x = randn(2, 5, 3, generator=rng())
+    expected = x.square().sum(dim=2).mean(dim=1)
+    torch.testing.assert_close(losses.r1_penalty(quadratic, x), expected)
+
+
+def test_the_gradient_penalty_is_taken_between_the_points():
+    seen = []
+
+    def spy(x):
+        seen.append(x.detach())
+        return x.sum(dim=-1)
+
+    x, y = torch.zeros(1, 2000, 2), torch.ones(1, 2000, 2)
+    losses.gradient_penalty(spy, x, y, rng())
+    share = seen[0][..., 0]
+    assert torch.equal(seen[0][..., 0], seen[0][..., 1])  # on the segment
+    assert share.min() > 0 and share.max() < 1
+    assert abs(share.mean() - 0.5) < 5 * (1 / 12 / 2000) ** 0.5
+
+
+def test_a_penalty_can_be_trained():
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)
+    losses.r1_penalty(lambda x: (weight * x).sum(dim=-1), torch.zeros(1, 1, 2)).sum().backward()
+    torch.testing.assert_close(weight.grad, 2 * weight.detach())
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "says"),
+    [
+        ((1, 0), (1, 3), r"real must be \(R, n, ...\).*got \(1, 0\)"),
+        ((1, 3), (3,), r"fake must be \(R, n, ...\).*got \(3,\)"),
+        ((1, 3), (2, 3), "real holds 1 replicates and fake 2"),
+        ((1, 3, 2), (1, 3, 2), r"one logit per sample.*got \(1, 3, 2\)"),
+    ],
+)
+def test_what_is_no_logit_is_named(real, fake, says):
+    every = (losses.gan_d_loss, losses.non_saturating_g_loss, losses.wasserstein_d_loss)
+    for loss in (*every, losses.kl.bound):
+        with pytest.raises(ValueError, match=says):
+            loss(torch.zeros(real), torch.zeros(fake))
+
+
+def test_what_is_no_sample_is_named():
+    with pytest.raises(
+        ValueError, match=r"a penalty takes samples \(R, n, \*event\), got \(1, 3\)"
+    ):
+        losses.r1_penalty(F.relu, torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="real and fake must have one shape"):
+        losses.gradient_penalty(F.relu, torch.zeros(1, 3, 2), torch.zeros(1, 4, 2), rng())

@@ -1,0 +1,195 @@
+"""Scores against closed forms, and against theory's standard errors where they are random."""
+
+import math
+from itertools import permutations
+
+import pytest
+import torch
+from scipy import stats
+
+from gan_ebm_utils import metrics
+from gan_ebm_utils.base import randn, seeded
+from gan_ebm_utils.datasets import gaussian, gaussian_grid
+
+
+def rng(seed=0):
+    return seeded(seed, "cpu")
+
+
+# --- earth mover's distance ---
+
+
+def test_emd_of_a_translation_is_its_length():
+    x = randn(3, 50, 2, generator=rng())
+    moved = x[:, torch.randperm(50, generator=rng(1))] + torch.tensor([3.0, 4.0])
+    torch.testing.assert_close(metrics.emd(x, moved), torch.full((3,), 5.0, dtype=torch.float64))
+    squared = (x - x - torch.tensor([3.0, 4.0])).square().sum(dim=2).mean()
+    assert abs(squared - 5) > 1  # the control: the squared distance is another number
+
+
+def test_emd_in_one_dimension_matches_sorted_points():
+    x, y = randn(2, 40, 1, generator=rng()), 2 * randn(2, 40, 1, generator=rng(1)) + 1
+    expected = (x.sort(dim=1).values - y.sort(dim=1).values).abs().mean(dim=(1, 2)).double()
+    torch.testing.assert_close(metrics.emd(x, y), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_emd_is_the_best_of_all_matchings():
+    x, y = randn(1, 5, 2, generator=rng()), randn(1, 5, 2, generator=rng(1))
+    costs = [float((x[0] - y[0, list(s)]).norm(dim=1).mean()) for s in permutations(range(5))]
+    assert math.isclose(metrics.emd(x, y), min(costs), rel_tol=1e-6)
+    assert math.isclose(metrics.emd(y, x), min(costs), rel_tol=1e-6)
+
+
+def test_the_floor_is_what_two_samples_of_one_law_score():
+    law = gaussian([0.0, 0.0])
+    floor = metrics.emd_floor(law.sample, 100, rng(), replicates=20)
+    pairs = metrics.emd(law.sample((20, 100), rng(1)), law.sample((20, 100), rng(2)))
+    assert floor.shape == (20,) and floor.min() > 0
+    assert stats.ttest_ind(floor, pairs).pvalue > 1e-5
+    far = metrics.emd(law.sample((20, 100), rng(1)), 1 + law.sample((20, 100), rng(2)))
+    assert stats.ttest_ind(floor, far).pvalue < 1e-5  # the control
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        (torch.zeros(1, 3, 2), torch.zeros(1, 4, 2), "must have one shape"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), r"x must be \(R, n, d\), got \(3, 2\)"),
+        (torch.zeros(1, 0, 2), torch.zeros(1, 0, 2), "x is empty"),
+        (torch.zeros(1, 1, 2), torch.full((1, 1, 2), math.nan), "y holds 2 values.*not finite"),
+    ],
+)
+def test_emd_names_bad_samples(x, y, says):
+    with pytest.raises(ValueError, match=says):
+        metrics.emd(x, y)
+
+
+# --- modes ---
+
+
+def test_exact_samples_of_the_grid_score_as_theory_says():
+    law, std, n, r = gaussian_grid(), 0.05, 10_000, 10
+    report = metrics.mode_report(law.sample((r, n), rng()), law.means, std)
+    inside = 1 - math.exp(-8)  # two dimensions, 4 standard deviations
+    assert abs(report.high_quality.mean() - inside) < 5 * (inside * (1 - inside) / n / r) ** 0.5
+    # E[|x|^2; |x| < 4] / 2 of a standard normal law in the plane, given |x| < 4.
+    variance = 1 - 8 * math.exp(-8) / inside
+    standard_error = std / (4 * n * r) ** 0.5
+    assert abs(report.inlier_std.mean() - std * variance**0.5) < 5 * standard_error
+    assert (report.recovered == 25).all()
+    # A multinomial's KL to its law is about chi^2_{24} / (2n), and the JSD a quarter of that.
+    assert abs(report.reverse_kl.mean() - 24 / (2 * n)) < 5 * (2 * 24) ** 0.5 / (2 * n) / r**0.5
+    assert abs(report.jsd.mean() - 24 / (8 * n)) < 5 * (2 * 24) ** 0.5 / (8 * n) / r**0.5
+    # The control: samples that are 5 % too wide for the stated std are seen.
+    wide = metrics.mode_report(law.sample((r, n), rng()), law.means, std / 1.05)
+    assert abs(wide.high_quality.mean() - inside) > 5 * (inside * (1 - inside) / n / r) ** 0.5
+
+
+def test_lost_and_bridged_modes_are_counted():
+    law = gaussian_grid()
+    x = law.means.repeat(10, 1)[None]
+    whole = metrics.mode_report(x, law.means, 0.05)
+    assert (whole.recovered, whole.min_share, whole.high_quality) == (25, 1, 1)
+    assert whole.jsd == whole.inlier_std == 0
+    lost = metrics.mode_report(x[:, x[0, :, 0] > -2], law.means, 0.05)
+    assert (lost.recovered, lost.min_share, lost.high_quality) == (20, 0, 1)
+    assert math.isclose(lost.reverse_kl, math.log(25 / 20), rel_tol=1e-9)
+    bridged = torch.cat([x, x + torch.tensor([0.5, 0.0])], dim=1)
+    assert metrics.mode_report(bridged, law.means, 0.05).high_quality == 0.5
+
+
+def test_one_mode_alone():
+    law = gaussian_grid()
+    report = metrics.mode_report(law.means[:1].expand(1, 50, 2), law.means, 0.05)
+    assert report.recovered == 1
+    assert math.isclose(report.reverse_kl, math.log(25), rel_tol=1e-9)
+
+
+def test_samples_that_are_elsewhere():
+    law = gaussian_grid()
+    report = metrics.mode_report(torch.full((1, 10, 2), 0.5), law.means, 0.05)
+    assert (report.recovered, report.min_share, report.high_quality) == (0, 0, 0)
+    assert math.isclose(report.jsd, math.log(2)) and math.isinf(report.reverse_kl)
+    assert report.inlier_std.isnan()
+
+
+def test_mode_report_names_bad_input():
+    means = gaussian_grid().means
+    with pytest.raises(ValueError, match=r"x must be \(R, n, d\).*got \(10, 2\)"):
+        metrics.mode_report(torch.zeros(10, 2), means, 0.05)
+    with pytest.raises(ValueError, match="std must be positive, got 0"):
+        metrics.mode_report(torch.zeros(1, 10, 2), means, 0)
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.mode_report(torch.full((1, 10, 2), math.nan), means, 0.05)
+
+
+# --- intervals, calibration, Frechet distance ---
+
+
+def test_the_interval_is_students():
+    values = randn(7, generator=rng()).double()
+    low, high = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
+    interval = metrics.mean_interval(values)
+    assert math.isclose(interval.low, low) and math.isclose(interval.high, high)
+    assert str(metrics.mean_interval(torch.tensor([98.0, 98.4]), digits=1)) == "98.2 [95.7, 100.7]"
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    intervals = [metrics.mean_interval(randn(5, generator=rng(seed))) for seed in range(1000)]
+    covered = sum(interval.low < 0 < interval.high for interval in intervals) / 1000
+    assert abs(covered - 0.95) < 5 * (0.95 * 0.05 / 1000) ** 0.5
+
+
+@pytest.mark.parametrize("values", [torch.ones(1), torch.ones(2, 2), torch.tensor([1, math.nan])])
+def test_the_interval_needs_two_finite_values(values):
+    with pytest.raises(ValueError, match=r"values (must be \(R,\)|holds 1 value)"):
+        metrics.mean_interval(values)
+
+
+def calibration_z(scale):
+    """Largest |observed - predicted| in binomial standard errors, with `scale` times the logit."""
+    p, q = gaussian([0.0]), gaussian([1.5])
+    x, y = p.sample((2, 20_000), rng()), q.sample((2, 20_000), rng(1))
+    logit = lambda x: scale * (p.log_prob(x) - q.log_prob(x))  # noqa: E731
+    curve = metrics.calibration(logit(x), logit(y))
+    assert (curve.count.sum(dim=1) == 40_000).all()
+    spread = (curve.predicted * (1 - curve.predicted) / curve.count).sqrt()
+    return ((curve.observed - curve.predicted).abs() / spread).nan_to_num().max()
+
+
+def test_the_log_ratio_is_calibrated_and_its_double_is_not():
+    assert calibration_z(1.0) < 5
+    assert calibration_z(2.0) > 10
+
+
+def test_empty_bins_are_nan():
+    curve = metrics.calibration(torch.full((1, 3), 5.0), torch.full((1, 3), 5.0), n_bins=4)
+    assert curve.observed.isnan().tolist() == [[True, True, True, False]]
+    assert curve.observed[0, 3] == 0.5
+    with pytest.raises(ValueError, match="logits .R, n. of one shape"):
+        metrics.calibration(torch.zeros(1, 3), torch.zeros(1, 4))
+
+
+def test_the_frechet_distance_of_two_normal_laws():
+    zero, one = torch.zeros(3), torch.ones(3)
+    a, b = torch.diag(torch.tensor([1.0, 4.0, 9.0])), torch.diag(torch.tensor([4.0, 4.0, 1.0]))
+    expected = 3 + (1 - 2) ** 2 + 0 + (3 - 1) ** 2  # commuting covariances
+    assert math.isclose(metrics.frechet_distance(zero, a, one, b), expected, rel_tol=1e-6)
+    q, _ = torch.linalg.qr(torch.randn(3, 3, generator=rng(), dtype=torch.float64))
+    turned = metrics.frechet_distance(
+        q @ zero.double(), q @ a.double() @ q.T, q @ one.double(), q @ b.double() @ q.T
+    )
+    assert math.isclose(turned, expected, rel_tol=1e-6)
+    assert abs(metrics.frechet_distance(one, a, one, a)) < 1e-9
+    # The control: without the square root of the product the value is another.
+    assert abs(3 + float((a + b - 2 * a @ b).trace()) - expected) > 1
+
+
+def test_the_frechet_distance_names_bad_input():
+    with pytest.raises(
+        ValueError, match=r"means \(d,\) and covariances.*got \(2,\), \(2, 2\), \(3,\)"
+    ):
+        metrics.frechet_distance(torch.zeros(2), torch.eye(2), torch.zeros(3), torch.eye(3))
+    with pytest.raises(ValueError, match="mean_y holds 2 values.*not finite"):
+        bad = torch.full((2,), math.nan)
+        metrics.frechet_distance(torch.zeros(2), torch.eye(2), bad, torch.eye(2))

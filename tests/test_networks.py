@@ -1,0 +1,224 @@
+"""Stacked replicates are separate networks; spectral normalisation bounds each of them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gan_ebm_utils.base import randn, seeded
+from gan_ebm_utils.networks import (
+    ConvDiscriminator,
+    ConvGenerator,
+    FourierFeatures,
+    MnistClassifier,
+    SpectralNorm,
+    StackedLinear,
+    mlp,
+    spectral_norm,
+)
+
+
+def rng(seed=0):
+    return seeded(seed, "cpu")
+
+
+# --- multilayer perceptrons ---
+
+
+def single(stack, replicate, **kwargs):
+    """The network of one replicate, as an R = 1 network."""
+    network = mlp(**kwargs, replicates=1, generator=rng(9))
+    state = {
+        key: value if "frequencies" in key else value[replicate : replicate + 1]
+        for key, value in stack.state_dict().items()
+    }
+    network.load_state_dict(state)
+    return network
+
+
+@pytest.mark.parametrize("options", [{}, {"out_features": 3}, {"fourier": (8, 2.0)}])
+def test_a_stack_computes_what_its_networks_compute(options):
+    kwargs = {"in_features": 2, "hidden": (16, 8), **options}
+    stack, x = mlp(**kwargs, replicates=3, generator=rng()), randn(3, 5, 2, generator=rng(1))
+    y = stack(x)
+    assert y.shape == (3, 5, *([3] if "out_features" in options else []))
+    for r in range(3):
+        expected = single(stack, r, **kwargs)(x[r : r + 1])[0]
+        torch.testing.assert_close(y[r], expected)
+        assert not torch.allclose(y[r], single(stack, (r + 1) % 3, **kwargs)(x[r : r + 1])[0])
+
+
+def test_the_first_layer_is_that_of_the_formula():
+    layer, x = StackedLinear(2, 3, 4, generator=rng()), randn(4, 5, 2, generator=rng(1))
+    expected = torch.einsum("rni,rio->rno", x, layer.weight) + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.weight.abs().max() <= 2**-0.5
+
+
+def test_gradients_of_one_replicate_do_not_see_the_others():
+    network = mlp(2, (16,), replicates=2, generator=rng())
+    x = randn(2, 5, 2, generator=rng(1))
+    other = torch.stack([x[0], randn(5, 2, generator=rng(2))])
+    parameters = list(network.parameters())
+    first = torch.autograd.grad(network(x).square().sum(), parameters)
+    second = torch.autograd.grad(network(other).square().sum(), parameters)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a[0], b[0])
+    assert not torch.allclose(first[0][1], second[0][1])
+
+
+def test_fourier_features_are_those_of_the_formula():
+    features, x = FourierFeatures(2, 4, 3.0, generator=rng()), randn(1, 6, 2, generator=rng(1))
+    phase = x @ features.frequencies
+    torch.testing.assert_close(features(x), torch.cat([x, phase.cos(), phase.sin()], dim=-1))
+    assert features.out_features == features(x).shape[-1] == 10
+    many = FourierFeatures(1, 100_000, 3.0, generator=rng()).frequencies
+    assert abs(many.std() - 3) < 5 * 3 / (2 * 100_000) ** 0.5
+
+
+def test_no_constructor_touches_the_global_generator():
+    before = torch.random.get_rng_state()
+    mlp(2, (4,), generator=rng(), fourier=(3, 1.0), spectral=True)
+    ConvGenerator(8, generator=rng())
+    ConvDiscriminator(8, generator=rng())
+    MnistClassifier(generator=rng())
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ({"in_features": 0, "hidden": (4,)}, "in_features must be positive, got 0"),
+        ({"in_features": 2, "hidden": (0,)}, "out_features must be positive, got 0"),
+        ({"in_features": 2, "hidden": (4,), "replicates": 0}, "replicates must be positive, got 0"),
+        ({"in_features": 2, "hidden": (4,), "activation": "Swish"}, "torch.nn.*got 'Swish'"),
+        ({"in_features": 2, "hidden": (4,), "fourier": (4, -1.0)}, "scale must be positive"),
+    ],
+)
+def test_wrong_sizes_are_named(kwargs, says):
+    with pytest.raises(ValueError, match=says):
+        mlp(**kwargs, generator=rng())
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (3, 5, 2), (2, 5, 3)])
+def test_wrong_inputs_are_named(shape):
+    network = mlp(2, (4,), replicates=2, generator=rng())
+    with pytest.raises(ValueError, match=r"x must be \(2, n, 2\), got"):
+        network(torch.zeros(shape))
+
+
+# --- spectral normalisation ---
+
+
+def largest(weight):
+    return torch.linalg.svdvals(weight)[..., 0]
+
+
+def test_each_matrix_of_a_stack_has_norm_1():
+    layer = StackedLinear(20, 10, 4, generator=rng())
+    with torch.no_grad():
+        layer.weight *= torch.tensor([0.1, 1.0, 5.0, 30.0])[:, None, None]
+    spectral_norm(layer, generator=rng(1))
+    for _ in range(20):  # training steps follow the norm
+        layer(torch.zeros(4, 1, 20))
+    torch.testing.assert_close(largest(layer.weight), torch.ones(4), rtol=1e-2, atol=0)
+
+
+def test_pytorchs_own_takes_the_stack_for_one_matrix():
+    layer = nn.utils.parametrizations.spectral_norm(StackedLinear(20, 10, 4, generator=rng()))
+    for _ in range(20):
+        layer(torch.zeros(4, 1, 20))
+    assert (largest(layer.weight) - 1).abs().max() > 0.1
+
+
+def test_evaluation_does_not_move_the_estimate():
+    norm = SpectralNorm(torch.eye(3).expand(2, 3, 3), generator=rng())
+    weight = randn(2, 3, 3, generator=rng(1))
+    norm.eval()
+    before = copy.deepcopy(norm.state_dict())
+    norm(weight)
+    assert all(torch.equal(before[key], value) for key, value in norm.state_dict().items())
+    norm.train()
+    norm(weight)
+    assert not torch.equal(before["left"], norm.left)
+
+
+def steepest(network):
+    """Largest |f(x) - f(y)| / |x - y| over random close pairs, all replicates."""
+    x = 3 * randn(2, 2000, 2, generator=rng(3))
+    y = x + 0.01 * randn(2, 2000, 2, generator=rng(4))
+    return ((network(x) - network(y)).abs() / (x - y).norm(dim=2)).max()
+
+
+def test_a_normalised_network_is_1_lipschitz():
+    def scaled(spectral):
+        network = mlp(
+            2, (32, 32), replicates=2, activation="ReLU", spectral=spectral, generator=rng()
+        )
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter *= 10
+        for _ in range(20):
+            network(torch.zeros(2, 1, 2))
+        return network.eval()
+
+    assert steepest(scaled(spectral=True)) <= 1.01
+    assert steepest(scaled(spectral=False)) > 2
+
+
+# --- convolutions ---
+
+
+def conv_single(stack, replicate, network):
+    """Copy the weights of one replicate, the blocks of the groups, into an R = 1 network."""
+    state = {}
+    for key, value in stack.state_dict().items():
+        if key.startswith("linear"):
+            state[key] = value[replicate : replicate + 1]
+        else:
+            state[key] = value.chunk(stack.replicates)[replicate]
+    network.load_state_dict(state)
+    return network
+
+
+@pytest.mark.parametrize("size", [8, 28])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_convolutions_compute_what_their_networks_compute(size, channels):
+    options = {"image_size": size, "channels": channels, "width": 4}
+    g = ConvGenerator(**options, latent_dim=5, replicates=3, generator=rng())
+    d = ConvDiscriminator(**options, replicates=3, generator=rng(1))
+    z = randn(3, 2, 5, generator=rng(2))
+    x = g(z)
+    assert x.shape == (3, 2, channels, size, size) and x.abs().max() < 1
+    logits = d(x)
+    assert logits.shape == (3, 2)
+    for r in range(3):
+        one_g = conv_single(g, r, ConvGenerator(**options, latent_dim=5, generator=rng(8)))
+        one_d = conv_single(d, r, ConvDiscriminator(**options, generator=rng(8)))
+        torch.testing.assert_close(x[r : r + 1], one_g(z[r : r + 1]))
+        torch.testing.assert_close(logits[r : r + 1], one_d(x[r : r + 1]))
+    assert not torch.allclose(x[0], g(z.flip(0))[0])
+
+
+def test_a_logit_depends_on_its_own_image_alone():
+    d = ConvDiscriminator(8, generator=rng())
+    x = randn(1, 4, 1, 8, 8, generator=rng(1))
+    torch.testing.assert_close(d(x)[:, :1], d(x[:, :1]))
+    normalised = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm2d(1), nn.Unflatten(0, (1, -1)), d)
+    assert not torch.allclose(normalised(x)[:, :1], normalised(x[:, :1]))  # the control
+
+
+@pytest.mark.parametrize("size", [4, 10, 0])
+def test_wrong_image_sizes_are_named(size):
+    with pytest.raises(ValueError, match=f"multiple of 4 and at least 8, got {size}"):
+        ConvGenerator(size, generator=rng())
+
+
+def test_wrong_images_are_named():
+    with pytest.raises(ValueError, match=r"\(2, n, 1, 8, 8\), got \(2, 3, 1, 9, 9\)"):
+        ConvDiscriminator(8, replicates=2, generator=rng())(torch.zeros(2, 3, 1, 9, 9))
+    with pytest.raises(ValueError, match=r"\(n, 1, 28, 28\), got \(2, 1, 8, 8\)"):
+        MnistClassifier(generator=rng())(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"x must be \(1, n, 16\), got \(1, 3, 5\)"):
+        ConvGenerator(8, generator=rng())(torch.zeros(1, 3, 5))

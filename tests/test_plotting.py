@@ -1,0 +1,62 @@
+"""Panels draw what they are given and name what they cannot draw."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from gan_ebm_utils import plotting
+
+BOX = (-1.0, 2.0, -3.0, 4.0)
+
+
+@pytest.fixture
+def ax():
+    plotting.set_style()
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def test_scatter_shows_the_points_in_the_box(ax):
+    x = torch.tensor([[0.0, 1.0], [0.5, -2.0]])
+    plotting.scatter(ax, x, BOX, plotting.REAL, "points")
+    np.testing.assert_array_equal(ax.collections[0].get_offsets(), x.numpy())
+    assert (*ax.get_xlim(), *ax.get_ylim()) == BOX
+    assert (ax.get_title(), ax.get_xlabel(), ax.get_aspect()) == ("points", "$x_1$", 1.0)
+
+
+def test_heatmap_has_the_first_coordinate_along_x(ax):
+    mesh = plotting.heatmap(ax, lambda x: 10 * x[:, 0] + x[:, 1], BOX, "plane", n=8)
+    values = mesh.get_array().reshape(8, 8)  # rows are x_2
+    np.testing.assert_allclose(values[0, [0, -1]], [-13, 17], rtol=1e-5)
+    np.testing.assert_allclose(values[[0, -1], 0], [-13, -6], rtol=1e-5)
+
+
+def test_image_grid_goes_row_by_row(ax):
+    images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(-1, 1, 4, 4)
+    plotting.image_grid(ax, images, 3, "pictures")
+    picture = np.asarray(ax.images[0].get_array())
+    assert picture.shape == (12, 18)  # 4 + 2 pixels of frame each
+    centres = picture[2::6, 2::6].ravel()
+    np.testing.assert_allclose(centres, torch.linspace(-1, 1, 6), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("draw", "says"),
+    [
+        (
+            lambda ax: plotting.scatter(ax, torch.zeros(3, 4, 2), BOX, "r", ""),
+            r"x must be \(n, 2\)",
+        ),
+        (lambda ax: plotting.image_grid(ax, torch.zeros(5, 1, 4, 4), 3, ""), "a multiple of 3"),
+        (lambda ax: plotting.image_grid(ax, torch.zeros(6, 3, 4, 4), 3, ""), r"\(n, 1, h, w\)"),
+        (lambda ax: plotting.heatmap(ax, lambda x: x[:, 0] / 0, BOX, ""), "finite nowhere"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(ax, draw, says):
+    with pytest.raises(ValueError, match=says):
+        draw(ax)
