@@ -36,7 +36,7 @@ def default_device() -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.Generator(device)
     # PyTorch raises AssertionError for CUDA in a build without it.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
@@ -92,7 +92,7 @@ def check_samples(**samples: Tensor) -> None:
 
 
 def check_positive(**numbers: float) -> None:
-    """Raise ValueError unless each named number is finite and above 0; integers stay integers.
+    """Raise ValueError unless each named number is finite and above 0.
 
     >>> check_positive(n=0)
     Traceback (most recent call last):

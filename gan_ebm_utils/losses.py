@@ -135,7 +135,8 @@ def gradient_penalty(
         )
     share = torch.rand(real.shape[:2], generator=generator, device=generator.device)
     share = share.reshape(*share.shape, *[1] * (real.ndim - 2))
-    norm = _squared_gradient(critic, share * real + (1 - share) * fake).sqrt()
+    # Not the root of a square: its derivative is infinite where the gradient is 0.
+    norm = _gradient(critic, share * real + (1 - share) * fake).norm(dim=2)
     return ((norm - 1) ** 2).mean(dim=1)
 
 
@@ -145,16 +146,16 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
     The norm is over all of the event's axes (Mescheder et al. 2018, arXiv:1801.04406, equation 9).
     """
     _check_batches(real, real)
-    return _squared_gradient(discriminator, real).mean(dim=1)
+    return _gradient(discriminator, real).square().sum(dim=2).mean(dim=1)
 
 
-def _squared_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """|grad f|^2 at each point of (R, n, *event), as (R, n), open to a further derivative."""
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The gradient at each point of (R, n, *event), (R, n, size), open to a further derivative."""
     if x.ndim < 3:
         raise ValueError(f"a penalty takes samples (R, n, *event), got {tuple(x.shape)}")
     x = x.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
-    return gradient.flatten(start_dim=2).square().sum(dim=2)
+    return gradient.flatten(start_dim=2)
 
 
 def _check_logits(real: Tensor, fake: Tensor) -> None:

@@ -72,25 +72,21 @@ class FourierFeatures(nn.Module):
 class SpectralNorm(nn.Module):
     """Divide each matrix of a stack (R, in, out) by its largest singular value: W_r / s(W_r).
 
-    One step of power iteration per training step follows that value (Miyato et al. 2018,
-    arXiv:1802.05957, algorithm 1). PyTorch's own parametrization would take the stack for one
-    matrix. Register it with `spectral_norm`.
+    The singular vectors are exact at first; then one step of power iteration per training step
+    follows them (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). PyTorch's own parametrization
+    would take the stack for one matrix. Register it with `spectral_norm`.
     """
 
-    def __init__(self, weight: Tensor, *, generator: torch.Generator, n_warmup: int = 30) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        replicates, in_features, _ = weight.shape
-        self.register_buffer(
-            "left", F.normalize(randn(replicates, in_features, 1, generator=generator), dim=1)
-        )
-        self.register_buffer("right", torch.zeros_like(weight[:, :1].mT))
-        for _ in range(n_warmup):
-            self._power_step(weight)
+        left, _, right = torch.linalg.svd(weight, full_matrices=False)
+        self.register_buffer("left", left[:, :, :1].clone())  # (R, in, 1)
+        self.register_buffer("right", right.mT[:, :, :1].clone())  # (R, out, 1)
 
     @torch.no_grad()
     def _power_step(self, weight: Tensor) -> None:
-        self.right = F.normalize(weight.mT @ self.left, dim=1)  # (R, out, 1)
-        self.left = F.normalize(weight @ self.right, dim=1)  # (R, in, 1)
+        self.right = F.normalize(weight.mT @ self.left, dim=1)
+        self.left = F.normalize(weight @ self.right, dim=1)
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.training:
@@ -98,10 +94,10 @@ class SpectralNorm(nn.Module):
         return weight / (self.left.mT @ weight @ self.right)
 
 
-def spectral_norm(layer: StackedLinear, *, generator: torch.Generator) -> StackedLinear:
+def spectral_norm(layer: StackedLinear) -> StackedLinear:
     """Give each replicate of `layer` a largest singular value of 1, so that it is 1-Lipschitz."""
     parametrize.register_parametrization(
-        layer, "weight", SpectralNorm(layer.weight.detach(), generator=generator), unsafe=True
+        layer, "weight", SpectralNorm(layer.weight.detach()), unsafe=True
     )
     return layer
 
@@ -127,7 +123,7 @@ def mlp(
     """R multilayer perceptrons, (R, n, in_features) to (R, n, out_features).
 
     Without `out_features` each is a scalar function, (R, n, in_features) to (R, n). `fourier` =
-    (n_frequencies, scale) puts `FourierFeatures` first. `activation` is the name of a module of
+    (n_frequencies, scale) puts `FourierFeatures` first. `activation` is the name of one in
     torch.nn. `spectral` normalises each linear layer, which makes the network 1-Lipschitz if its
     activation is: ReLU is, SiLU has slopes up to 1.1.
 
@@ -139,10 +135,10 @@ def mlp(
     >>> logit(torch.zeros(10, 5, 2)).shape
     torch.Size([10, 5])
     """
-    if not isinstance(getattr(nn, activation, None), type):
-        raise ValueError(
-            f'activation must name a module of torch.nn, as "SiLU", got {activation!r}'
-        )
+    if activation not in nn.modules.activation.__all__:
+        raise ValueError(f'activation must be one of torch.nn, as "SiLU", got {activation!r}')
+    if spectral and fourier is not None:
+        raise ValueError("spectral needs a 1-Lipschitz first layer, which Fourier features are not")
     layers: list[nn.Module] = []
     if fourier is not None:
         layers.append(FourierFeatures(in_features, *fourier, generator=generator))
@@ -150,7 +146,7 @@ def mlp(
     sizes = (in_features, *hidden, 1 if out_features is None else out_features)
     for n_in, n_out in itertools.pairwise(sizes):
         layer = StackedLinear(n_in, n_out, replicates, generator=generator)
-        layers += [spectral_norm(layer, generator=generator) if spectral else layer]
+        layers += [spectral_norm(layer) if spectral else layer]
         layers.append(getattr(nn, activation)())
     layers.pop()
     return nn.Sequential(*layers, *([Scalar()] if out_features is None else []))
@@ -162,9 +158,9 @@ class _Convolutions(nn.Module):
     Grouped convolutions on a CPU are about twice as fast with channels last.
     """
 
-    def __init__(self, image_size: int, channels: int, replicates: int) -> None:
+    def __init__(self, image_size: int, channels: int, width: int, replicates: int) -> None:
         super().__init__()
-        check_positive(channels=channels, replicates=replicates)
+        check_positive(channels=channels, width=width, replicates=replicates)
         if image_size < 8 or image_size % 4:
             raise ValueError(f"image_size must be a multiple of 4 and at least 8, got {image_size}")
         self.replicates = replicates
@@ -216,7 +212,7 @@ class ConvGenerator(_Convolutions):
         *,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(image_size, channels, replicates)
+        super().__init__(image_size, channels, width, replicates)
         self.base = (2 * width, image_size // 4, image_size // 4)
         self.linear = StackedLinear(
             latent_dim, math.prod(self.base), replicates, generator=generator
@@ -256,7 +252,7 @@ class ConvDiscriminator(_Convolutions):
         *,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(image_size, channels, replicates)
+        super().__init__(image_size, channels, width, replicates)
         down = {"kernel_size": 4, "stride": 2, "padding": 1}
         self.down1 = self._conv(nn.Conv2d, channels, width, generator, **down)
         self.down2 = self._conv(nn.Conv2d, width, 2 * width, generator, **down)
@@ -292,6 +288,7 @@ class MnistClassifier(nn.Module):
         self, n_features: int = 64, width: int = 16, *, generator: torch.Generator
     ) -> None:
         super().__init__()
+        check_positive(n_features=n_features, width=width)
         self.num_features = n_features
         # The layers' constructors draw weights from the global generator, which stays untouched.
         with torch.random.fork_rng(devices=[]):

@@ -24,7 +24,7 @@ def test_the_device_can_be_chosen(monkeypatch):
     assert default_device() == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu9", "cuda:99", ""])
+@pytest.mark.parametrize("name", ["gpu9", "cuda:99", "meta", ""])
 def test_a_device_that_is_not_there_is_named(monkeypatch, name):
     monkeypatch.setenv("GAN_EBM_DEVICE", name)
     with pytest.raises(ValueError, match=f"GAN_EBM_DEVICE is '{name}', which cannot be used here"):
@@ -54,8 +54,13 @@ def test_draws_follow_their_laws_and_leave_the_global_state_alone():
     assert abs(normal.mean()) < 5 / n**0.5
     assert abs(normal.var() - 1) < 5 * (2 / n) ** 0.5
     assert abs(uniform.mean() - 0.5) < 5 * (1 / 12 / n) ** 0.5
+    # The variance of a sample variance is (fourth moment - variance^2) / n: (1/80 - 1/144) / n.
+    assert abs(uniform.var() - 1 / 12) < 5 * (1 / 180 / n) ** 0.5
     assert uniform.min() >= 0 and uniform.max() < 1
     assert torch.equal(torch.random.get_rng_state(), before)
+    with torch.random.fork_rng(devices=[]):
+        torch.randn(1)  # the control
+        assert not torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_samples_are_checked():

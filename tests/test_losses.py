@@ -52,14 +52,14 @@ def test_an_error_of_the_logit_costs_its_square_weighted_with_pq_over_p_plus_q()
 
 
 def test_values_by_hand():
-    real, fake = torch.tensor([[0.0, 2.0]]), torch.tensor([[-1.0, 1.0]])
+    real, fake = torch.tensor([[0.0, 4.0]]), torch.tensor([[-1.0, 3.0]])
     sp = lambda t: math.log1p(math.exp(t))  # noqa: E731
     values = {
-        losses.gan_d_loss: (sp(0) + sp(-2)) / 2 + (sp(-1) + sp(1)) / 2,
-        losses.saturating_g_loss: -(sp(-1) + sp(1)) / 2,
-        losses.non_saturating_g_loss: (sp(1) + sp(-1)) / 2,
-        losses.wasserstein_d_loss: 0.0 - 1.0,
-        losses.wasserstein_g_loss: 0.0,
+        losses.gan_d_loss: (sp(0) + sp(-4)) / 2 + (sp(-1) + sp(3)) / 2,
+        losses.saturating_g_loss: -(sp(-1) + sp(3)) / 2,
+        losses.non_saturating_g_loss: (sp(1) + sp(-3)) / 2,
+        losses.wasserstein_d_loss: 1.0 - 2.0,
+        losses.wasserstein_g_loss: -1.0,
     }
     for loss, expected in values.items():
         assert loss(real, fake).shape == (1,)
@@ -158,9 +158,9 @@ def test_penalties_of_a_linear_function():
     torch.testing.assert_close(losses.r1_penalty(linear, x), norm.square().expand(2))
     penalty = losses.gradient_penalty(linear, x, y, rng())
     torch.testing.assert_close(penalty, ((norm - 1) ** 2).expand(2))
-    channels_only = weight.square().sum(dim=0).mean()  # the mistake in circulation
-    assert abs(channels_only * 16 - norm**2) < 1e-3
-    assert channels_only < norm**2 / 10
+    # The control, a mistake in circulation: one norm per pixel, over the channels only.
+    per_pixel = ((weight.norm(dim=0) - 1) ** 2).mean()
+    assert abs(per_pixel / penalty[0] - 1) > 0.5
 
 
 def test_r1_of_a_quadratic_function_is_taken_at_the_real_points():
@@ -168,6 +168,20 @@ def test_r1_of_a_quadratic_function_is_taken_at_the_real_points():
     x = randn(2, 5, 3, generator=rng())
     expected = x.square().sum(dim=2).mean(dim=1)
     torch.testing.assert_close(losses.r1_penalty(quadratic, x), expected)
+    elsewhere = losses.r1_penalty(quadratic, randn(2, 5, 3, generator=rng(1)))
+    assert not torch.allclose(elsewhere, expected)  # the control
+
+
+def test_the_gradient_penalty_of_a_quadratic_function():
+    # |grad f| = |x|, so on the segment from 0 to 2 e_1 the penalty is E (2u - 1)^2 = 1/3, and the
+    # variance of one term is 1/5 - 1/9.
+    n, end = 20_000, torch.tensor([2.0, 0.0])
+    quadratic = lambda x: x.square().sum(dim=-1) / 2  # noqa: E731
+    x, y = torch.zeros(1, n, 2), end.expand(1, n, 2)
+    penalty = losses.gradient_penalty(quadratic, x, y, rng())
+    error = 5 * ((1 / 5 - 1 / 9) / n) ** 0.5
+    assert abs(penalty[0] - 1 / 3) < error
+    assert abs(losses.gradient_penalty(quadratic, y, y, rng())[0] - 1 / 3) > error  # the control
 
 
 def test_the_gradient_penalty_is_taken_between_the_points():
@@ -177,18 +191,38 @@ def test_the_gradient_penalty_is_taken_between_the_points():
         seen.append(x.detach())
         return x.sum(dim=-1)
 
-    x, y = torch.zeros(1, 2000, 2), torch.ones(1, 2000, 2)
+    x, y = torch.ones(1, 2000, 2), torch.full((1, 2000, 2), 2.0)
     losses.gradient_penalty(spy, x, y, rng())
-    share = seen[0][..., 0]
+    share = seen[0][..., 0] - 1
     assert torch.equal(seen[0][..., 0], seen[0][..., 1])  # on the segment
     assert share.min() > 0 and share.max() < 1
     assert abs(share.mean() - 0.5) < 5 * (1 / 12 / 2000) ** 0.5
+    assert share.var() > 0.05  # each pair has a point of its own
 
 
 def test_a_penalty_can_be_trained():
     weight = torch.tensor([3.0, 4.0], requires_grad=True)
     losses.r1_penalty(lambda x: (weight * x).sum(dim=-1), torch.zeros(1, 1, 2)).sum().backward()
     torch.testing.assert_close(weight.grad, 2 * weight.detach())
+
+
+def test_the_gradient_penalty_can_be_trained():
+    # d/dw (|w| - 1)^2 = 2 (|w| - 1) w / |w|.
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)
+    x, critic = torch.zeros(1, 1, 2), lambda x: (weight * x).sum(dim=-1)
+    losses.gradient_penalty(critic, x, x, rng()).sum().backward()
+    torch.testing.assert_close(weight.grad, 2 * (5 - 1) * weight.detach() / 5)
+
+
+def test_a_flat_critic_can_be_trained():
+    # A ReLU critic is constant where its units are off; there the penalty is 1 and has no slope.
+    weight = torch.tensor([1.0, 1.0], requires_grad=True)
+    x = -torch.ones(1, 3, 2)
+    critic = lambda x: torch.relu((weight * x).sum(dim=-1))  # noqa: E731
+    penalty = losses.gradient_penalty(critic, x, x, rng())
+    penalty.sum().backward()
+    assert penalty == 1
+    assert torch.equal(weight.grad, torch.zeros(2))
 
 
 # --- bad input ---

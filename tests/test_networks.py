@@ -56,6 +56,11 @@ def test_the_first_layer_is_that_of_the_formula():
     assert layer.weight.abs().max() <= 2**-0.5
 
 
+def test_the_last_layer_has_no_activation():
+    y = mlp(2, (16,), activation="ReLU", generator=rng())(randn(1, 100, 2, generator=rng(1)))
+    assert y.min() < 0 < y.max()
+
+
 def test_gradients_of_one_replicate_do_not_see_the_others():
     network = mlp(2, (16,), replicates=2, generator=rng())
     x = randn(2, 5, 2, generator=rng(1))
@@ -65,7 +70,20 @@ def test_gradients_of_one_replicate_do_not_see_the_others():
     second = torch.autograd.grad(network(other).square().sum(), parameters)
     for a, b in zip(first, second, strict=True):
         torch.testing.assert_close(a[0], b[0])
-    assert not torch.allclose(first[0][1], second[0][1])
+    assert not torch.allclose(first[0][1], second[0][1])  # the control
+
+
+def test_gradients_of_one_group_do_not_see_the_others():
+    d = ConvDiscriminator(8, replicates=2, generator=rng())
+    x = randn(2, 3, 1, 8, 8, generator=rng(1))
+    other = torch.stack([x[0], randn(3, 1, 8, 8, generator=rng(2))])
+    parameters = list(d.parameters())
+    first = torch.autograd.grad(d(x).square().sum(), parameters)
+    second = torch.autograd.grad(d(other).square().sum(), parameters)
+    for a, b in zip(first, second, strict=True):
+        (mine, theirs), (mine_again, theirs_again) = a.chunk(2), b.chunk(2)
+        torch.testing.assert_close(mine, mine_again)
+        assert not torch.allclose(theirs, theirs_again)  # the control
 
 
 def test_fourier_features_are_those_of_the_formula():
@@ -79,11 +97,30 @@ def test_fourier_features_are_those_of_the_formula():
 
 def test_no_constructor_touches_the_global_generator():
     before = torch.random.get_rng_state()
-    mlp(2, (4,), generator=rng(), fourier=(3, 1.0), spectral=True)
+    mlp(2, (4,), generator=rng(), fourier=(3, 1.0))
+    mlp(2, (4,), generator=rng(), spectral=True)
     ConvGenerator(8, generator=rng())
     ConvDiscriminator(8, generator=rng())
     MnistClassifier(generator=rng())
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_weights_come_from_the_generator():
+    def weights(build, seed):
+        return nn.utils.parameters_to_vector(build(generator=rng(seed)).parameters())
+
+    builds = (
+        lambda generator: mlp(2, (4,), generator=generator),
+        lambda generator: ConvGenerator(8, generator=generator),
+        lambda generator: ConvDiscriminator(8, generator=generator),
+        MnistClassifier,
+    )
+    for build in builds:
+        first = weights(build, 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            assert torch.equal(weights(build, 0), first)
+        assert not torch.equal(weights(build, 1), first)  # the control
 
 
 @pytest.mark.parametrize(
@@ -92,7 +129,8 @@ def test_no_constructor_touches_the_global_generator():
         ({"in_features": 0, "hidden": (4,)}, "in_features must be positive, got 0"),
         ({"in_features": 2, "hidden": (0,)}, "out_features must be positive, got 0"),
         ({"in_features": 2, "hidden": (4,), "replicates": 0}, "replicates must be positive, got 0"),
-        ({"in_features": 2, "hidden": (4,), "activation": "Swish"}, "torch.nn.*got 'Swish'"),
+        ({"in_features": 2, "hidden": (4,), "activation": "Linear"}, "torch.nn.*got 'Linear'"),
+        ({"in_features": 2, "hidden": (4,), "fourier": (4, 1.0), "spectral": True}, "1-Lipschitz"),
         ({"in_features": 2, "hidden": (4,), "fourier": (4, -1.0)}, "scale must be positive"),
     ],
 )
@@ -119,10 +157,34 @@ def test_each_matrix_of_a_stack_has_norm_1():
     layer = StackedLinear(20, 10, 4, generator=rng())
     with torch.no_grad():
         layer.weight *= torch.tensor([0.1, 1.0, 5.0, 30.0])[:, None, None]
-    spectral_norm(layer, generator=rng(1))
+    spectral_norm(layer)
     for _ in range(20):  # training steps follow the norm
         layer(torch.zeros(4, 1, 20))
     torch.testing.assert_close(largest(layer.weight), torch.ones(4), rtol=1e-2, atol=0)
+
+
+def test_a_step_does_not_change_the_norm():
+    # W / s(W) is blind to the scale of W, so its gradient is orthogonal to W; with s held constant
+    # it would not be.
+    raw = randn(2, 6, 4, generator=rng())
+    norm, slope = SpectralNorm(raw), randn(2, 6, 4, generator=rng(2))
+
+    def along(function):
+        weight = raw.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((slope * function(weight)).sum(), weight)
+        return (gradient * raw).sum(dim=(1, 2)).abs() / (gradient.norm() * raw.norm())
+
+    assert along(norm).max() < 1e-5
+    assert along(lambda w: w / largest(w.detach())[:, None, None]).max() > 1e-2  # the control
+
+
+def test_two_batches_in_one_step_can_be_differentiated():
+    # Real and generated data pass before the step backwards; a buffer written in place would fail.
+    network = mlp(2, (8,), replicates=2, spectral=True, generator=rng())
+    real, fake = randn(2, 3, 2, generator=rng(1)), randn(2, 3, 2, generator=rng(2))
+    (network(real) - network(fake)).sum().backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_pytorchs_own_takes_the_stack_for_one_matrix():
@@ -133,7 +195,7 @@ def test_pytorchs_own_takes_the_stack_for_one_matrix():
 
 
 def test_evaluation_does_not_move_the_estimate():
-    norm = SpectralNorm(torch.eye(3).expand(2, 3, 3), generator=rng())
+    norm = SpectralNorm(torch.eye(3).expand(2, 3, 3))
     weight = randn(2, 3, 3, generator=rng(1))
     norm.eval()
     before = copy.deepcopy(norm.state_dict())
@@ -207,6 +269,17 @@ def test_a_logit_depends_on_its_own_image_alone():
     torch.testing.assert_close(d(x)[:, :1], d(x[:, :1]))
     normalised = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm2d(1), nn.Unflatten(0, (1, -1)), d)
     assert not torch.allclose(normalised(x)[:, :1], normalised(x[:, :1]))  # the control
+
+
+def test_the_classifier_scores_each_image_through_its_features():
+    classifier = MnistClassifier(n_features=12, width=4, generator=rng())
+    images = randn(5, 1, 28, 28, generator=rng(1))
+    features, logits = classifier.features(images), classifier(images)
+    assert features.shape == (5, 12) and logits.shape == (5, 10)
+    assert classifier.features.num_features == classifier.num_features == 12
+    torch.testing.assert_close(classifier.head(features), logits)
+    torch.testing.assert_close(classifier(images[:1]), logits[:1])
+    assert not torch.allclose(logits[0], logits[1])  # the control
 
 
 @pytest.mark.parametrize("size", [4, 10, 0])
