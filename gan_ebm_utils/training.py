@@ -108,12 +108,19 @@ def train_gan(
         d_losses.append(value)
         # The generator's gradient passes through the discriminator, whose weights need none.
         gan.discriminator.requires_grad_(False)
-        fake = gan.discriminator(gan.generator(randn(*size, gan.latent_dim, generator=generator)))
-        value = g_loss(gan.discriminator(x), fake)
-        g_optimizer.zero_grad()
-        value.sum().backward()
+        try:
+            z = randn(*size, gan.latent_dim, generator=generator)
+            value = g_loss(gan.discriminator(x), gan.discriminator(gan.generator(z)))
+            if not value.isfinite().all():
+                raise RuntimeError(
+                    f"the generator's loss is not finite at step {step}: "
+                    f"{value.detach().tolist()}; lower the learning rate or add a penalty"
+                )
+            g_optimizer.zero_grad()
+            value.sum().backward()
+        finally:
+            gan.discriminator.requires_grad_(True)
         g_optimizer.step()
-        gan.discriminator.requires_grad_(True)
         g_losses.append(value.detach())
         if callback is not None:
             callback(step)

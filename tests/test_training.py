@@ -221,6 +221,13 @@ def test_a_loss_that_diverges_is_named_with_its_step():
         fit_discriminator(mlp(2, (4,), generator=rng()), P.sample, Q.sample, loss, 9, rng())
 
 
+def test_a_generators_loss_that_diverges_is_named_and_leaves_the_networks_trainable():
+    gan = small_gan(replicates=1)
+    with pytest.raises(RuntimeError, match="generator's loss is not finite at step 0"):
+        play(gan, n_steps=3, g_loss=lambda real, fake: math.nan * fake.mean(dim=1))
+    assert all(parameter.requires_grad for parameter in gan.discriminator.parameters())
+
+
 @pytest.mark.parametrize("name", ["n_steps", "replicates", "batch_size", "learning_rate"])
 def test_counts_below_1_are_named(name):
     options = {"n_steps": 1, name: 0}
