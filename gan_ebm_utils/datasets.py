@@ -13,10 +13,10 @@ import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-import pooch
 import torch
 from scipy.special import roots_legendre
 from sklearn.datasets import load_digits
@@ -35,7 +35,6 @@ SHA256 = {
     "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
     "cifar-10-binary": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 }
-pooch.get_logger().setLevel("WARNING")
 
 # Points times quadrature nodes held in memory at once (16 MB in float32).
 _CHUNK = 2**22
@@ -328,7 +327,7 @@ def _load(
 ) -> Images:
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
-    folder = Path(os.environ.get("GAN_EBM_DATA") or pooch.os_cache("gan_ebm_utils"))
+    folder = Path(os.environ.get("GAN_EBM_DATA") or _pooch().os_cache("gan_ebm_utils"))
     path = folder / f"{name}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -351,11 +350,19 @@ def _load(
     return _to_images(images, labels, top=255)
 
 
+def _pooch() -> ModuleType:
+    """Pooch, imported where it is used: in a notebook without ipywidgets its import warns."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    return pooch
+
+
 def _download(url: str, part: Path) -> Path:
     file = url.rpartition("/")[2]
     known_hash = SHA256[file.partition(".")[0]]
     try:
-        return Path(pooch.retrieve(url, known_hash, path=part, fname=file))
+        return Path(_pooch().retrieve(url, known_hash, path=part, fname=file))
     except (OSError, ValueError) as error:  # no network, an HTTP status; a wrong checksum
         raise RuntimeError(
             f"could not download {url}: {error}. Try again later, or put the prepared archive in "
