@@ -115,3 +115,21 @@ def test_what_a_living_process_is_making_stays(tmp_path):
     mine.mkdir()
     with partial_folder(tmp_path):
         assert mine.exists()
+
+
+def test_a_folder_of_no_process_stays(tmp_path):
+    (tmp_path / ".partial-mine-x").mkdir()
+    with partial_folder(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".partial-mine-x"]
+
+
+def test_what_a_process_of_another_user_is_making_stays(tmp_path, monkeypatch):
+    def refuse(pid, number):
+        raise PermissionError
+
+    theirs = tmp_path / ".partial-12345-x"
+    theirs.mkdir()
+    monkeypatch.setattr(os, "kill", refuse)
+    with partial_folder(tmp_path):
+        assert theirs.exists()

@@ -251,3 +251,9 @@ def test_what_is_no_sample_is_named():
         losses.r1_penalty(F.relu, torch.zeros(1, 3))
     with pytest.raises(ValueError, match="real and fake must have one shape"):
         losses.gradient_penalty(F.relu, torch.zeros(1, 3, 2), torch.zeros(1, 4, 2), rng())
+
+
+def test_a_slope_below_1_is_penalised_too():
+    x = torch.zeros(1, 3, 2)
+    flat = lambda x: x.sum(dim=-1) * 0.5 / 2**0.5  # noqa: E731, |grad| = 1/2
+    torch.testing.assert_close(losses.gradient_penalty(flat, x, x, rng()), torch.tensor([0.25]))

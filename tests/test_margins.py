@@ -48,8 +48,9 @@ def test_every_claim_was_studied_and_keeps_its_margin(notebook):
     ]
 
 
-def row(value, at_most="", at_least="", text="a"):
-    return {"text": text, "at_most": at_most, "at_least": at_least, "value": value}
+def row(value, at_most="", at_least="", text="a", offset=0):
+    bounds = {"at_most": at_most, "at_least": at_least}
+    return {"offset": offset, "text": text, "value": value, **bounds}
 
 
 def test_the_margin_is_the_distance_to_the_nearer_bound():
@@ -61,15 +62,18 @@ def test_the_margin_is_the_distance_to_the_nearer_bound():
 
 
 def test_the_last_run_sets_the_bounds():
-    summary = margins.summarise([row("1", at_most="2"), row("3", at_most="5")])
+    rows = [row("1", at_most="2"), row("3", at_most="5", at_least="0", offset=1)]
+    summary = margins.summarise(rows)
     assert summary[0]["at_most"] == 5.0
-    assert summary[0]["worst"] == "3"
+    assert summary[0]["worst"] == "1"  # the nearer to a bound
 
 
 def test_a_claim_too_close_to_its_bound_is_found():
-    rows = [row(str(value), at_least="0", text="close") for value in (1, 2, 3)]
-    rows += [row(str(value), at_least="0", text="far") for value in (100, 101, 102)]
+    rows = [row(str(n), at_least="0", text="close", offset=n) for n in (1, 2, 3)]
+    rows += [row(str(n + 100), at_least="0", text="far", offset=n) for n in (1, 2, 3)]
     assert too_close(margins.summarise(rows)) == ["close"]
+    with pytest.raises(ValueError, match="'far' occurs in 2 of 3 runs: the notebook has changed"):
+        margins.summarise(rows[:-1])
 
 
 def test_tables_are_written_whole(tmp_path):

@@ -198,3 +198,41 @@ def test_the_frechet_distance_names_bad_input():
     with pytest.raises(ValueError, match="mean_y holds 2 values.*not finite"):
         bad = torch.full((2,), math.nan)
         metrics.frechet_distance(torch.zeros(2), torch.eye(2), bad, torch.eye(2))
+
+
+def test_the_threshold_is_the_callers_and_the_std_is_per_coordinate():
+    means = torch.zeros(1, 3)
+    x = torch.tensor([[[0.0, 0.0, 0.2], [0.0, 0.35, 0.0], [0.45, 0.0, 0.0]]])
+    three, four = (metrics.mode_report(x, means, 0.1, n_std) for n_std in (3, 4))
+    assert math.isclose(three.high_quality, 1 / 3) and math.isclose(four.high_quality, 2 / 3)
+    assert math.isclose(three.inlier_std, (0.2**2 / 3) ** 0.5, rel_tol=1e-6)
+    assert math.isclose(four.inlier_std, ((0.2**2 + 0.35**2) / 6) ** 0.5, rel_tol=1e-6)
+
+
+def test_the_jsd_of_one_mode_among_k():
+    k = 4
+    means = torch.arange(float(k))[:, None]
+    report = metrics.mode_report(torch.zeros(1, 9, 1), means, 0.1)
+    # sum p log 2p/(p + u) + sum u log 2u/(p + u), p = (1, 0, ...), u = 1/K.
+    kl_p = math.log(2 / (1 + 1 / k))
+    kl_u = math.log(2 / (k + 1)) / k + (k - 1) / k * math.log(2)
+    assert math.isclose(report.jsd, (kl_p + kl_u) / 2, rel_tol=1e-9)
+
+
+def test_bins_are_equal_and_predict_their_mean():
+    d = torch.tensor([[0.1, 0.2, 0.4, 0.7]], dtype=torch.float64)
+    curve = metrics.calibration(d.logit()[:, 1:3], d.logit()[:, [0, 3]], n_bins=2)
+    torch.testing.assert_close(curve.predicted, torch.tensor([[0.7 / 3, 0.7]]).double())
+    torch.testing.assert_close(curve.observed, torch.tensor([[2 / 3, 0.0]]).double())
+    assert curve.count.tolist() == [[3, 1]]
+
+
+def test_the_frechet_distance_of_flat_laws():
+    # Covariances A A^T and B B^T of rank 2 in 6 dimensions: tr (C_x C_y)^{1/2} = |A^T B|_*.
+    a, b = (torch.randn(6, 2, generator=rng(k), dtype=torch.float64) for k in (0, 1))
+    zero, cross = torch.zeros(6), torch.linalg.svdvals(a.T @ b).sum()
+    expected = float(a.square().sum() + b.square().sum() - 2 * cross)
+    # The root of an eigenvalue that is 0 up to rounding, 1e-16, is 1e-8.
+    assert math.isclose(
+        metrics.frechet_distance(zero, a @ a.T, zero, b @ b.T), expected, rel_tol=1e-6
+    )

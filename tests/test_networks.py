@@ -4,8 +4,10 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from gan_ebm_utils import losses
 from gan_ebm_utils.base import randn, seeded
 from gan_ebm_utils.networks import (
     ConvDiscriminator,
@@ -17,6 +19,7 @@ from gan_ebm_utils.networks import (
     mlp,
     spectral_norm,
 )
+from gan_ebm_utils.training import fit_discriminator
 
 
 def rng(seed=0):
@@ -295,3 +298,82 @@ def test_wrong_images_are_named():
         MnistClassifier(generator=rng())(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"x must be \(1, n, 16\), got \(1, 3, 5\)"):
         ConvGenerator(8, generator=rng())(torch.zeros(1, 3, 5))
+
+
+def has_law(values, variance, kurtosis):
+    """Whether mean and variance are 0 and `variance` within 5 standard errors of i.i.d. draws."""
+    n = values.numel()
+    mean_error, variance_error = (variance / n) ** 0.5, variance * ((kurtosis - 1) / n) ** 0.5
+    return bool(
+        abs(values.mean()) < 5 * mean_error and abs(values.var() - variance) < 5 * variance_error
+    )
+
+
+def test_linear_layers_start_as_pytorchs_do():
+    layer = StackedLinear(50, 200, 10, generator=rng())
+    for values in (layer.weight, layer.bias):  # uniform on +-1/sqrt(50), as nn.Linear(50, 200)
+        assert values.abs().max() <= 50**-0.5
+        assert has_law(values, 1 / 150, kurtosis=9 / 5)
+        assert not has_law(1.2 * values, 1 / 150, kurtosis=9 / 5)  # the control
+    assert has_law(nn.Linear(50, 2000).weight, 1 / 150, kurtosis=9 / 5)
+
+
+def test_convolutions_start_with_the_variance_of_he():
+    # 2 / inputs seen: 4 x 4 of them per channel; a transposed kernel of stride 2 shows 2 x 2.
+    g = ConvGenerator(8, channels=3, width=32, replicates=4, generator=rng())
+    d = ConvDiscriminator(8, channels=3, width=32, replicates=4, generator=rng())
+    seen = {g.up1: 64 * 4, g.up2: 32 * 4, d.down1: 3 * 16, d.down2: 32 * 16}
+    for layer, n_inputs in seen.items():
+        assert has_law(layer.weight, 2 / n_inputs, kurtosis=3)
+        assert not has_law(layer.weight, 1 / n_inputs, kurtosis=3)  # the control
+        assert (layer.bias == 0).all()
+    for layer in MnistClassifier(generator=rng()).modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            assert has_law(layer.weight, 2 / layer.weight[0].numel(), kurtosis=3)
+
+
+def test_a_network_is_layers_and_activations():
+    network, x = mlp(2, (5, 4), replicates=2, activation="Tanh", generator=rng()), rng(1)
+    x = randn(2, 6, 2, generator=x)
+    (w1, b1, w2, b2, w3, b3) = network.parameters()
+    expected = (((x @ w1 + b1).tanh() @ w2 + b2).tanh() @ w3 + b3)[..., 0]
+    torch.testing.assert_close(network(x), expected)
+    other = (F.silu(F.silu(x @ w1 + b1) @ w2 + b2) @ w3 + b3)[..., 0]
+    assert not torch.allclose(network(x), other)  # the control
+
+
+def test_image_networks_are_the_layers_that_they_name():
+    g, d = ConvGenerator(8, generator=rng()), ConvDiscriminator(8, generator=rng(1))
+    z = randn(1, 3, 16, generator=rng(2))
+    h = F.silu(g.linear(z)).reshape(3, 32, 2, 2)
+    for layer, after in ((g.up1, F.silu), (g.up2, torch.tanh)):
+        h = after(F.conv_transpose2d(h, layer.weight, layer.bias, stride=2, padding=1))
+    torch.testing.assert_close(g(z)[0], h)
+    for layer in (d.down1, d.down2):
+        h = F.silu(F.conv2d(h, layer.weight, layer.bias, stride=2, padding=1))
+    torch.testing.assert_close(d(g(z)), d.linear(h.reshape(1, 3, -1))[..., 0])
+
+
+def test_the_norm_is_right_before_the_first_step():
+    layer = StackedLinear(8, 8, 20, generator=rng())
+    u, v = (torch.linalg.qr(randn(20, 8, 8, generator=rng(k)))[0] for k in (1, 2))
+    values = torch.tensor([10.0, 8, 7, 6, 5, 4, 3, 2])
+    with torch.no_grad():
+        layer.weight.copy_(u @ torch.diag(values) @ v.mT)
+    spectral_norm(layer).eval()
+    largest = torch.linalg.svdvals(layer.weight)[:, 0]
+    torch.testing.assert_close(largest, torch.ones(20), rtol=1e-2, atol=0)
+
+
+def test_the_norm_follows_training():
+    network = mlp(2, (64, 64), replicates=3, activation="ReLU", spectral=True, generator=rng())
+    fit_discriminator(
+        network,
+        lambda size, generator: randn(*size, 2, generator=generator),
+        lambda size, generator: randn(*size, 2, generator=generator) + 2,
+        losses.wasserstein_d_loss, 100, rng(1), replicates=3, batch_size=64, learning_rate=5e-3,
+    )  # fmt: skip
+    for layer in network.eval():
+        if isinstance(layer, StackedLinear):
+            largest = torch.linalg.svdvals(layer.weight)[:, 0]
+            torch.testing.assert_close(largest, torch.ones(3), rtol=1e-2, atol=0)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from gan_ebm_utils import losses, metrics
 from gan_ebm_utils.base import Gan, randn, seeded
@@ -241,3 +242,136 @@ def test_counts_below_1_are_named(name):
             small_gan(1), P.sample, losses.gan_d_loss, losses.non_saturating_g_loss,
             generator=rng(), **options,
         )  # fmt: skip
+
+
+def linear_networks(replicates=1):
+    generator = rng()
+    return Gan(
+        mlp(2, (), 2, replicates, generator=generator),
+        mlp(2, (), replicates=replicates, generator=generator),
+        latent_dim=2,
+    )
+
+
+def constant(value):
+    return lambda size, generator: torch.full((*size, 2), float(value))
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 10])
+def test_the_rate_falls_along_a_cosine(n_steps):
+    # The gradient of a linear critic between two fixed points is constant, so each step of Adam
+    # moves a weight by the learning rate. Sum of (1 + cos(pi t / n)) / 2 over t < n: (n + 1) / 2.
+    critic = linear_networks().discriminator
+    before = critic[0].weight.detach().clone()
+    fit_discriminator(
+        critic, constant(1), constant(0), losses.wasserstein_d_loss, n_steps, rng(),
+        batch_size=4, learning_rate=1e-2,
+    )  # fmt: skip
+    moved = critic[0].weight.detach() - before
+    torch.testing.assert_close(moved, torch.full((1, 2, 1), 1e-2 * (n_steps + 1) / 2))
+    assert not torch.allclose(moved, torch.full((1, 2, 1), 1e-2 * n_steps)) or n_steps == 1
+
+
+@pytest.mark.parametrize("d_steps", [1, 3])
+def test_the_rate_of_a_game_falls_over_the_second_half(d_steps):
+    gan, n_steps = linear_networks(), 10
+    with torch.no_grad():  # the generator draws 0 and stays there: its loss is 0 below
+        for parameter in gan.generator.parameters():
+            parameter.zero_()
+    before = gan.discriminator[0].weight.detach().clone()
+    train_gan(
+        gan, constant(1), losses.wasserstein_d_loss, lambda real, fake: 0 * fake.mean(dim=1),
+        n_steps, rng(), batch_size=4, learning_rate=1e-2, d_steps=d_steps,
+    )  # fmt: skip
+    # Rates 1 for t = 0 to 5, then .8, .6, .4, .2.
+    moved = gan.discriminator[0].weight.detach() - before
+    torch.testing.assert_close(moved, torch.full((1, 2, 1), 1e-2 * 8 * d_steps))
+
+
+def test_each_player_moves_its_own_weights_only():
+    for still, d_loss, g_loss in (
+        ("discriminator", lambda r, f: 0 * f.mean(dim=1), losses.wasserstein_g_loss),
+        ("generator", losses.wasserstein_d_loss, lambda r, f: 0 * f.mean(dim=1)),
+    ):
+        gan = linear_networks()
+        before = {k: v.clone() for k, v in getattr(gan, still).state_dict().items()}
+        train_gan(gan, constant(1), d_loss, g_loss, 3, rng(), batch_size=4)
+        after = getattr(gan, still).state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_losses_get_real_data_first_and_the_history_no_penalty():
+    gan, seen = linear_networks(), []
+    with torch.no_grad():
+        gan.discriminator[0].weight.fill_(1.0)
+        gan.discriminator[0].bias.zero_()
+
+    def penalty(network, x, y, generator):
+        seen.append(("penalty", (x == 1).all().item(), (y == 1).any().item()))
+        return torch.full((1,), 1000.0)
+
+    def g_loss(real, fake):
+        seen.append(("g_loss", bool(torch.allclose(real, real[0, 0])), fake.requires_grad))
+        return losses.wasserstein_g_loss(real, fake)
+
+    history = train_gan(
+        gan, constant(1), losses.wasserstein_d_loss, g_loss, 1, rng(), batch_size=4, penalty=penalty
+    )
+    assert seen == [("penalty", True, False), ("g_loss", True, True)]
+    assert history.d_loss.abs().max() < 500
+
+
+def test_generated_samples_that_are_not_finite_are_named():
+    gan = linear_networks()
+    with torch.no_grad():
+        gan.generator[0].bias.fill_(math.nan)
+    with pytest.raises(
+        ValueError, match="the generated samples of step 0 hold values that are not"
+    ):
+        train_gan(
+            gan, constant(1), losses.gan_d_loss, losses.non_saturating_g_loss, 2, rng(),
+            batch_size=4,
+        )  # fmt: skip
+
+
+def test_a_linear_logit_lands_within_its_standard_error():
+    # N(0, I) against N((1.5, 0), I): the log ratio 1.125 - 1.5 x_1 is linear, so on a fixed sample
+    # the fit is logistic regression, whose error has the sandwich covariance H^-1 G H^-1 / n.
+    n, r = 2000, 5
+    x = randn(r, n, 2, generator=rng(1))
+    y = randn(r, n, 2, generator=rng(2)) + torch.tensor([1.5, 0.0])
+    exact = torch.tensor([-1.5, 0.0, 1.125], dtype=torch.float64)
+
+    def z(real, fake):
+        logit = mlp(2, (), replicates=r, generator=rng())
+        fit_discriminator(
+            logit, lambda size, g: real, lambda size, g: fake, losses.gan_d_loss, 400, rng(),
+            replicates=r, batch_size=n, learning_rate=5e-2,
+        )  # fmt: skip
+        found = torch.cat([logit[0].weight[:, :, 0], logit[0].bias[:, :, 0]], dim=1).double()
+        scores = []
+        for k in range(r):
+            parts = [F.pad(points[k].double(), (0, 1), value=1.0) for points in (x, y)]
+            slopes = [torch.sigmoid(part @ exact) for part in parts]
+            hessian = sum((p.T * (s * (1 - s))) @ p / n for p, s in zip(parts, slopes, strict=True))
+            gradients = (parts[0] * (slopes[0] - 1)[:, None], parts[1] * slopes[1][:, None])
+            inner = sum(torch.cov(g.T) for g in gradients)
+            covariance = hessian.inverse() @ inner @ hessian.inverse() / n
+            scores.append((found[k].detach() - exact) / covariance.diag().sqrt())
+        return torch.stack(scores), found.detach()
+
+    scores, found = z(x, y)
+    assert scores.abs().max() < 5
+    exchanged, negative = z(y, x)
+    assert exchanged.abs().max() > 5  # the control
+    torch.testing.assert_close(negative, -found, rtol=0, atol=1e-2)
+
+
+def test_an_interrupted_game_can_be_resumed():
+    def interrupt(real, fake):
+        raise KeyboardInterrupt
+
+    gan = linear_networks()
+    with pytest.raises(KeyboardInterrupt):
+        train_gan(gan, constant(1), losses.gan_d_loss, interrupt, 2, rng(), batch_size=4)
+    assert all(parameter.requires_grad for parameter in gan.discriminator.parameters())

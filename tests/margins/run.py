@@ -68,9 +68,15 @@ def margin(values, at_most, at_least):
     return min(gaps) / sd if sd else math.copysign(math.inf, min(gaps))
 
 
+def excess(value, at_most, at_least):
+    """How far a value lies beyond the nearer bound; negative within both."""
+    beyond = [value - at_most] if at_most is not None else []
+    return max([*beyond, at_least - value] if at_least is not None else beyond)
+
+
 def summarise(rows):
     """One row per claim, in the order of the notebook."""
-    claims = {}
+    claims, runs = {}, len({row["offset"] for row in rows})
     for row in rows:
         claims.setdefault(row["text"], []).append(row)
     summary = []
@@ -78,6 +84,11 @@ def summarise(rows):
         # A bound may itself be computed; all runs of one claim are judged by the last one's.
         at_most, at_least = (number(of_text[-1][side]) for side in ("at_most", "at_least"))
         values = [float(row["value"]) for row in of_text]
+        if len(values) != runs:
+            raise ValueError(
+                f"claim {text!r} occurs in {len(values)} of {runs} runs: the notebook has changed; "
+                "delete its table and measure again"
+            )
         summary.append(
             {
                 "text": text,
@@ -86,7 +97,7 @@ def summarise(rows):
                 "runs": len(values),
                 "mean": f"{statistics.fmean(values):.6g}",
                 "sd": f"{statistics.stdev(values):.3g}",
-                "worst": f"{max(values) if at_most is not None else min(values):.6g}",
+                "worst": f"{max(values, key=lambda value: excess(value, at_most, at_least)):.6g}",
                 "margin": f"{margin(values, at_most, at_least):.2f}",
             }
         )
@@ -125,7 +136,10 @@ def study(notebook, runs, jobs):
     done = {int(row["offset"]) for row in rows}
     offsets = [n for n in range(FIRST_OFFSET, FIRST_OFFSET + runs) if n not in done]
     with ThreadPoolExecutor(jobs) as pool:
-        for future in as_completed([pool.submit(run_once, notebook, n) for n in offsets]):
+        futures = [pool.submit(run_once, notebook, n) for n in offsets]
+        for future in as_completed(futures):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)  # a fault of the notebook would hit every run
             rows += future.result()
             rows.sort(key=lambda row: int(row["offset"]))
             write(table, RUN_COLUMNS, rows)
