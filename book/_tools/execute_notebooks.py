@@ -47,6 +47,7 @@ def execute(path):
         kernel_name="python3",
         timeout=None,
         record_timing=False,
+        coalesce_streams=True,  # one output for one cell's text, however it was flushed
         resources={"metadata": {"path": str(path.parent)}},
     )
     start = time.perf_counter()
