@@ -6,12 +6,15 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+# A sampler of data, (size, generator) -> (*size, *event).
+Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
 class Gan(NamedTuple):
@@ -121,7 +124,7 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no such process, no such number
         return False
     except PermissionError:
         return True

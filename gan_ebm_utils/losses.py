@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gan_ebm_utils.base import rand
+
 
 def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
     """The discriminator's loss of the minimax game, -V: E_p sp(-d) + E_q sp(d), in nats.
@@ -133,7 +135,7 @@ def gradient_penalty(
         raise ValueError(
             f"real and fake must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    share = torch.rand(real.shape[:2], generator=generator, device=generator.device)
+    share = rand(*real.shape[:2], generator=generator)
     share = share.reshape(*share.shape, *[1] * (real.ndim - 2))
     # Not the root of a square: its derivative is infinite where the gradient is 0.
     norm = _gradient(critic, share * real + (1 - share) * fake).norm(dim=2)

@@ -7,7 +7,6 @@ sample has a floor, what a perfect model scores; `emd_floor` computes the one of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +16,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import t as student
 from torch import Tensor
 
-from gan_ebm_utils.base import check_positive, check_samples
-
-Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
+from gan_ebm_utils.base import Sample, check_positive, check_samples
 
 
 class Interval(NamedTuple):

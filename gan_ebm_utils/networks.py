@@ -127,8 +127,8 @@ def mlp(
     torch.nn. `spectral` normalises each linear layer, which makes the network 1-Lipschitz if its
     activation is: ReLU is, SiLU has slopes up to 1.1.
 
-    Raises ValueError for sizes below 1, an unknown activation and, when called, for inputs of
-    another shape.
+    Raises ValueError for sizes below 1, an unknown activation, spectral normalisation after Fourier
+    features and, when called, for inputs of another shape.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> logit = mlp(2, (64, 64), replicates=10, generator=g)
@@ -146,8 +146,7 @@ def mlp(
     sizes = (in_features, *hidden, 1 if out_features is None else out_features)
     for n_in, n_out in itertools.pairwise(sizes):
         layer = StackedLinear(n_in, n_out, replicates, generator=generator)
-        layers += [spectral_norm(layer) if spectral else layer]
-        layers.append(getattr(nn, activation)())
+        layers += [spectral_norm(layer) if spectral else layer, getattr(nn, activation)()]
     layers.pop()
     return nn.Sequential(*layers, *([Scalar()] if out_features is None else []))
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gan_ebm_utils.base import Gan, check_positive, randn
+from gan_ebm_utils.base import Gan, Sample, check_positive, randn
 
-Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Penalty = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
 

@@ -119,6 +119,7 @@ def test_what_a_living_process_is_making_stays(tmp_path):
 
 def test_a_folder_of_no_process_stays(tmp_path):
     (tmp_path / ".partial-mine-x").mkdir()
+    (tmp_path / ".partial-99999999999999999999-x").mkdir()  # no process has such a number
     with partial_folder(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [".partial-mine-x"]
