@@ -41,10 +41,14 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(bound * (2 * bias - 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        replicates, in_features, _ = self.weight.shape
+        weight = self.weight  # read once: with spectral normalisation each read is a power step
+        replicates, in_features, out_features = weight.shape
         if x.ndim != 3 or x.shape[0] != replicates or x.shape[2] != in_features:
             raise ValueError(f"x must be ({replicates}, n, {in_features}), got {tuple(x.shape)}")
-        return torch.baddbmm(self.bias, x, self.weight)
+        if out_features == 1:
+            # A matrix product with one column takes twice as long, forward and backward.
+            return (x * weight.mT).sum(dim=2, keepdim=True) + self.bias
+        return torch.baddbmm(self.bias, x, weight)
 
 
 class FourierFeatures(nn.Module):
@@ -72,8 +76,8 @@ class FourierFeatures(nn.Module):
 class SpectralNorm(nn.Module):
     """Divide each matrix of a stack (R, in, out) by its largest singular value: W_r / s(W_r).
 
-    The singular vectors are exact at first; then one step of power iteration per training step
-    follows them (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). PyTorch's own parametrization
+    The singular vectors are exact at first; then one step of power iteration per pass in training
+    mode follows them (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). PyTorch's own parametrization
     would take the stack for one matrix. Register it with `spectral_norm`.
     """
 

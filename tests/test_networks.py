@@ -377,3 +377,23 @@ def test_the_norm_follows_training():
         if isinstance(layer, StackedLinear):
             largest = torch.linalg.svdvals(layer.weight)[:, 0]
             torch.testing.assert_close(largest, torch.ones(3), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("out_features", [1, 3])
+def test_a_pass_is_one_power_step(out_features, monkeypatch):
+    calls = []
+    step = SpectralNorm._power_step
+    monkeypatch.setattr(
+        SpectralNorm, "_power_step", lambda self, weight: calls.append(1) or step(self, weight)
+    )
+    layer = spectral_norm(StackedLinear(4, out_features, 2, generator=rng()))
+    calls.clear()
+    layer(torch.zeros(2, 5, 4))
+    assert len(calls) == 1
+
+
+def test_one_column_is_the_same_affine_map():
+    layer = StackedLinear(7, 1, 3, generator=rng())
+    x = randn(3, 5, 7, generator=rng(1))
+    expected = torch.einsum("rni,rio->rno", x, layer.weight) + layer.bias
+    torch.testing.assert_close(layer(x), expected)
