@@ -77,8 +77,8 @@ class SpectralNorm(nn.Module):
     """Divide each matrix of a stack (R, in, out) by its largest singular value: W_r / s(W_r).
 
     The singular vectors are exact at first; then one step of power iteration per pass in training
-    mode follows them (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). PyTorch's own parametrization
-    would take the stack for one matrix. Register it with `spectral_norm`.
+    mode follows them (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). PyTorch's own
+    parametrization would take the stack for one matrix. Register it with `spectral_norm`.
     """
 
     def __init__(self, weight: Tensor) -> None:

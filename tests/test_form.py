@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
 MAX_LINES, MAX_MEDIAN_LINES, MAX_BYTES, MAX_SECONDS, MIN_EXERCISES = 40, 15, 1_500_000, 90, 3
+MAX_COLUMNS = 100
 TAGS = {"hide-cell", "hide-input", "hide-output", "nbval-ignore-output"}
 TAGS |= {"remove-cell", "remove-input", "remove-output"}
 MYSTNB = {"image": {"alt", "width", "align"}, "figure": {"caption", "name"}}
@@ -221,6 +222,25 @@ def directives(text):
 def check_fences_are_colons(notebook):
     backticks = re.findall(r"(?m)^\s*`{3,}(\{[\w:-]+\})", prose(notebook))
     return [f"{name} stands in a backtick fence, which Colab shows raw" for name in backticks]
+
+
+def check_proofs_begin_with_text(notebook):
+    """A list as the first thing in a proof is flattened to one paragraph by the theme."""
+    found = []
+    opening = r"(?m)^:{3,}\{prf:proof\}[^\n]*\n(?:[ \t]*:[\w-]+:.*\n|[ \t]*\n)*(.*)"
+    for block in re.findall(opening, prose(notebook)):
+        if re.match(r"\s*(?:\d+[.)]|[-*+])\s", block):
+            found.append(f"a proof begins with a list; put a line &nbsp; before {block[:40]!r}")
+    return found
+
+
+def check_outputs_fit_the_column(notebook):
+    return [
+        f"the cell {start(cell)} prints a line of {len(line)} characters: {line[:40]!r}"
+        for cell in code_cells(notebook)
+        for line in texts(cell).splitlines()
+        if len(line) > MAX_COLUMNS
+    ]
 
 
 def check_cells_are_short(notebook):
@@ -492,6 +512,15 @@ BREAKS = [
     (check_exercises_are_solved, without_cell(SOLUTION)),
     (check_exercises_are_solved, with_text("{solution-end}", "{note}")),
     (check_fences_are_colons, with_text(":::{prf:theorem}", "```{prf:theorem}")),
+    (
+        check_proofs_begin_with_text,
+        with_text("{prf:theorem}\n:label: thm-99\n", "{prf:proof}\n1. "),
+    ),
+    (
+        check_proofs_begin_with_text,
+        with_text("{prf:theorem}\n:label: thm-99\n", "{prf:proof}\n\n- "),
+    ),
+    (check_outputs_fit_the_column, with_cell(IGNORED, outputs=[stream("1 " * 51)])),
     (check_cells_are_short, with_cell(IGNORED, source="x = 1\n" * 41)),
     (check_cells_are_short, with_text("x", "x\n" * 16)),
     (check_names_no_path_of_a_machine, with_cell(IGNORED, source='open("/home/ada/x.npz")')),
