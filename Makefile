@@ -35,7 +35,7 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 bench: $(STAMP)  ## run the benchmarks of tests/benchmarks
 	set -e; for script in tests/benchmarks/*.py; do $(BIN)/python "$$script"; done
 
-margins: $(STAMP)  ## measure the margins of the claims again
+margins: $(STAMP)  ## measure how far each claim stays from its bound
 	$(BIN)/python tests/margins/run.py
 
 bind: $(STAMP)  ## write the public address: make bind URL=https://github.com/owner/name
