@@ -1,8 +1,9 @@
-"""What every other module stands on: devices, randomness, the GAN as a pair, unfinished files."""
+"""What every other module stands on: devices, randomness, shared types, unfinished files."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import tempfile
@@ -17,6 +18,19 @@ from torch import Tensor, nn
 Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
+class Distribution(NamedTuple):
+    """A law on R^d: `sample(size, generator)`, `log_prob(x)` and the centres of its modes.
+
+    `sample` takes an int or a tuple of ints and returns `(*size, d)`, float32, on the generator's
+    device. `log_prob` maps `(..., d)` to `(...)`, in nats; it is None where no exact density is at
+    hand. `means` is `(modes, d)`, or None for laws without separate modes.
+    """
+
+    sample: Callable[[int | tuple[int, ...], torch.Generator], Tensor]
+    log_prob: Callable[[Tensor], Tensor] | None
+    means: Tensor | None
+
+
 class Gan(NamedTuple):
     """A generator x = G(z), z ~ N(0, I) in `latent_dim` dimensions, and the discriminator's logit.
 
@@ -27,6 +41,64 @@ class Gan(NamedTuple):
     generator: nn.Module
     discriminator: nn.Module
     latent_dim: int
+
+
+class State(NamedTuple):
+    """Where chains stand: positions (*batch, *event), energies (*batch), gradients or None."""
+
+    position: Tensor
+    energy: Tensor
+    grad: Tensor | None
+
+
+class Info(NamedTuple):
+    """What one step did: the probability that it moves and whether it moved, both (*batch)."""
+
+    acceptance_rate: Tensor
+    is_accepted: Tensor
+
+
+class Kernel(NamedTuple):
+    """One step of a Markov chain, as two pure functions.
+
+    `init(position)` makes the first state; `step(state, generator)` draws the next and says what it
+    did. Every chain of the batch moves on its own.
+    """
+
+    init: Callable[[Tensor], State]
+    step: Callable[[State, torch.Generator], tuple[State, Info]]
+
+
+class Chain(NamedTuple):
+    """What `run_chain` keeps: every thin-th state, and how the chains moved over all steps.
+
+    `positions` is (kept, *batch, *event) and `energies` (kept, *batch), oldest first. `info` holds
+    the mean acceptance rate and the share of accepted steps of each chain, (*batch).
+    """
+
+    positions: Tensor
+    energies: Tensor
+    info: Info
+
+
+class Calls(NamedTuple):
+    """Rows that passed through networks: forward, and backward from their outputs."""
+
+    forward: int
+    backward: int
+
+
+class Refined(NamedTuple):
+    """Samples from a sampler that refines a proposal, (n, *event), and what they cost.
+
+    `latents` are theirs, or None where there are none; `acceptance_rate` is the share of proposals
+    that were kept.
+    """
+
+    samples: Tensor
+    latents: Tensor | None
+    acceptance_rate: float
+    calls: Calls
 
 
 def default_device() -> torch.device:
@@ -75,6 +147,38 @@ def randn(*shape: int, generator: torch.Generator) -> Tensor:
 def rand(*shape: int, generator: torch.Generator) -> Tensor:
     """Numbers uniform on [0, 1) of the given shape, on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device)
+
+
+@contextlib.contextmanager
+def count_calls(*networks: nn.Module) -> Iterator[Callable[[], Calls]]:
+    """Count the rows that pass through `networks` inside the block, in all of them together.
+
+    A row is one sample: the product of the first two axes of an output (R, n, ...), the size of an
+    output (n,). The value of the block is a function that returns the counts so far.
+
+    >>> network = nn.Linear(2, 1)
+    >>> with count_calls(network) as calls:
+    ...     _ = network(torch.zeros(3, 5, 2))
+    >>> calls()
+    Calls(forward=15, backward=0)
+    """
+    rows = [0, 0]
+
+    def forward(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        n = math.prod(output.shape[:2])
+        rows[0] += n
+        if output.requires_grad:
+            output.register_hook(lambda grad: backward(n))
+
+    def backward(n: int) -> None:
+        rows[1] += n
+
+    handles = [network.register_forward_hook(forward) for network in networks]
+    try:
+        yield lambda: Calls(*rows)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def check_samples(**samples: Tensor) -> None:

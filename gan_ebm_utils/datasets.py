@@ -22,7 +22,14 @@ from scipy.special import roots_legendre
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from gan_ebm_utils.base import check_positive, check_samples, partial_folder, rand, randn
+from gan_ebm_utils.base import (
+    Distribution,
+    check_positive,
+    check_samples,
+    partial_folder,
+    rand,
+    randn,
+)
 
 # The official files: MNIST from PyTorch's mirror, CIFAR-10 from its author.
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -38,19 +45,6 @@ SHA256 = {
 
 # Points times quadrature nodes held in memory at once (16 MB in float32).
 _CHUNK = 2**22
-
-
-class Distribution(NamedTuple):
-    """A law on R^d: `sample(size, generator)`, `log_prob(x)` and the centres of its modes.
-
-    `sample` takes an int or a tuple of ints and returns `(*size, d)`, float32, on the generator's
-    device. `log_prob` maps `(..., d)` to `(...)`, in nats; it is None where no exact density is at
-    hand. `means` is `(modes, d)`, or None for laws without separate modes.
-    """
-
-    sample: Callable[[int | tuple[int, ...], torch.Generator], Tensor]
-    log_prob: Callable[[Tensor], Tensor] | None
-    means: Tensor | None
 
 
 def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -14,10 +14,12 @@ FLOORS = {
     "checkpoints": 2,
     "claims": 1,
     "datasets": 1,
+    "energies": 1,
     "losses": 1,
     "metrics": 1,
     "networks": 1,
     "plotting": 1,
+    "samplers": 1,
     "training": 2,
 }
 RECIPE_FLOOR = 3

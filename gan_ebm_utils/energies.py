@@ -1,0 +1,54 @@
+"""The energies that a GAN defines, in its latent space and on its samples.
+
+Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from gan_ebm_utils.base import Gan, check_positive
+
+Energy = Callable[[Tensor], Tensor]
+
+
+def latent_energy(gan: Gan) -> Energy:
+    """E(z) = |z|^2 / 2 - d(G(z)): the law whose pushforward is p_g e^d / Z.
+
+    If d = log(p_d / p_g), the pushforward is p_d (Che et al. 2020, arXiv:2003.06060, theorem 1).
+    """
+    return lambda z: z.square().sum(dim=-1) / 2 - gan.discriminator(gan.generator(z))
+
+
+def dot_energy(gan: Gan, start: Tensor, k: float) -> Energy:
+    """E(z) = |z - z_0| - d(G(z)) / k, whose minimum transports z_0 along a ray.
+
+    `start` is z_0, (R, n, latent_dim); `k` a Lipschitz constant of d(G(z)) (Tanaka 2019,
+    arXiv:1910.06832).
+    """
+    check_positive(k=k)
+    return lambda z: (z - start).norm(dim=-1) - gan.discriminator(gan.generator(z)) / k
+
+
+# First variations of f-divergences of p_g from p_d, as functions of d = log p_d - log p_g.
+_FLOWS = {
+    "KL": lambda d: -d,
+    "log D": lambda d: F.softplus(-d),
+    "JS": lambda d: -F.softplus(d),
+}
+
+
+def flow_energy(gan: Gan, divergence: str = "KL") -> Energy:
+    """The energy that a gradient flow of a divergence descends, with the ratio kept at its start.
+
+    "KL" gives -d, "log D" gives sp(-d), "JS" gives -sp(d), for latents z at x = G(z) (Ansari et al.
+    2021, arXiv:2012.00780).
+
+    Raises ValueError for another divergence.
+    """
+    if divergence not in _FLOWS:
+        raise ValueError(f"divergence must be one of {list(_FLOWS)}, got {divergence!r}")
+    return lambda z: _FLOWS[divergence](gan.discriminator(gan.generator(z)))

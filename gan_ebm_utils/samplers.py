@@ -1,0 +1,412 @@
+"""Samplers of a law known up to its constant: Markov kernels, and exact rejection.
+
+An energy maps points (*batch, *event) to energies (*batch) in nats; it may be a network or any
+function that autograd can follow. Each point of the batch is a chain of its own. The Langevin step
+is written one way everywhere: x <- x - (step_size / 2) grad E(x) + sqrt(step_size) noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gan_ebm_utils.base import (
+    Calls,
+    Chain,
+    Distribution,
+    Info,
+    Kernel,
+    Refined,
+    Sample,
+    State,
+    check_positive,
+    rand,
+)
+
+Energy = Callable[[Tensor], Tensor]
+
+
+def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kernel:
+    """Unadjusted Langevin: x <- x - (s/2) grad E(x) + sqrt(s T) noise, no rejection.
+
+    As the step s goes to 0 its law tends to e^{-E/T}/Z; at a finite step it is biased: for E =
+    x^2/2 and T = 1 the variance is 1/(1 - s/4). At `temperature` 0 it is gradient descent (Welling
+    and Teh 2011, equation 4, with the full gradient and s for their epsilon).
+
+    Raises ValueError for a step size that is not positive or a negative temperature.
+    """
+    check_positive(step_size=step_size)
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
+    scale = math.sqrt(step_size * temperature)
+
+    def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
+        noise = _noise(state.position, generator)
+        # One pass over memory each; the new tensor is the kernel's own.
+        position = torch.add(state.position, state.grad, alpha=-step_size / 2)
+        position.add_(noise, alpha=scale)
+        always = torch.ones_like(state.energy)
+        return _evaluate(energy, position), Info(always, always.bool())
+
+    return Kernel(lambda position: _init(energy, position), step)
+
+
+def mala(energy: Energy, step_size: float) -> Kernel:
+    """Langevin proposals, accepted with probability min(1, e^{E(x) - E(y)} g(x|y) / g(y|x)).
+
+    g(y|x) is the normal density with mean x - (s/2) grad E(x) and variance s. The law e^{-E}/Z is
+    exact at every step size; the chain is slow where few proposals are accepted. A rejected state
+    stays, with its energy and gradient (Roberts and Tweedie 1996, section 1.4).
+
+    An energy of +inf is a point outside the support, which is never entered.
+    """
+    check_positive(step_size=step_size)
+
+    def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
+        noise = _noise(state.position, generator)
+        drifted = state.position - step_size / 2 * state.grad
+        proposal = _evaluate(energy, drifted + math.sqrt(step_size) * noise, walls=True)
+        back = state.position - (proposal.position - step_size / 2 * proposal.grad)
+        batch = state.energy.ndim
+        # log g(x|y) - log g(y|x); the forward distance is the noise itself.
+        correction = (_squares(noise, batch) - _squares(back, batch) / step_size) / 2
+        log_alpha = state.energy - proposal.energy + correction
+        return _accept(state, proposal, log_alpha, generator)
+
+    return Kernel(lambda position: _init(energy, position), step)
+
+
+def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> Kernel:
+    """Metropolis-Hastings with proposals that do not look at the state.
+
+    With log_ratio r = log target - log proposal density, up to a constant, y is accepted with
+    probability min(1, e^{r(y) - r(x)}) (Tierney 1994, section 2.3.3). The energy of a state is -r:
+    its energy relative to the proposal. -inf stands for a point outside the target's support.
+    """
+
+    def init(position: Tensor) -> State:
+        return _init_relative(log_ratio, position)
+
+    def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
+        batch = tuple(state.energy.shape)
+        position = propose(batch, generator)
+        proposal = State(position, _relative_energy(log_ratio, position), None)
+        # A state outside the support is left at once.
+        log_alpha = torch.where(state.energy.isinf(), 0.0, state.energy - proposal.energy)
+        return _accept(state, proposal, log_alpha, generator)
+
+    return Kernel(init, step)
+
+
+def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: int) -> Kernel:
+    """Iterated sampling importance resampling: choose among the state and fresh proposals.
+
+    The next state is one of `n_candidates` points, the state and n_candidates - 1 proposals, drawn
+    with weights e^{r}. The target is invariant for every n_candidates >= 2 (Andrieu et al. 2010,
+    theorem 1, with a single time step).
+    """
+    if n_candidates < 2:
+        raise ValueError(
+            f"n_candidates must be at least 2, the state and one proposal, got {n_candidates}"
+        )
+
+    n_fresh = n_candidates - 1
+
+    def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
+        *lead, n_chains = state.energy.shape
+        # All proposals of a replicate stand on one axis, as a network of stacked replicates asks.
+        fresh = propose((*lead, n_chains * n_fresh), generator)
+        energy = _relative_energy(log_ratio, fresh).reshape(*lead, n_chains, n_fresh)
+        axis = energy.ndim - 1  # of the candidates
+        fresh = fresh.reshape(*energy.shape, *fresh.shape[axis:])
+        energies = torch.cat([state.energy[..., None], energy], dim=axis)
+        positions = torch.cat([state.position.unsqueeze(axis), fresh], dim=axis)
+        # Where no candidate lies in the support all weights are nan; then each will do.
+        weights = (-energies).softmax(dim=axis).nan_to_num(1.0)
+        chosen = torch.multinomial(
+            weights.reshape(-1, n_candidates), 1, generator=generator
+        ).reshape(*lead, n_chains, 1)
+        wide = chosen.reshape(*chosen.shape, *[1] * (positions.ndim - chosen.ndim))
+        index = wide.expand(*chosen.shape, *positions.shape[axis + 1 :])
+        moved = State(
+            positions.gather(axis, index).squeeze(axis),
+            energies.gather(axis, chosen).squeeze(axis),
+            None,
+        )
+        return moved, Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
+
+    return Kernel(lambda position: _init_relative(log_ratio, position), step)
+
+
+def rejection_sample(
+    log_ratio: Callable[[Tensor], Tensor],
+    propose: Sample,
+    n: int,
+    log_bound: float,
+    generator: torch.Generator,
+    batch_size: int = 10_000,
+) -> Refined:
+    """n exact samples of the target: keep a proposal x with probability e^{r(x) - log M}.
+
+    `log_bound` = log M must be at least sup r for r = log target - log proposal, both up to
+    constants. With normalised densities one proposal in M is kept (von Neumann 1951).
+
+    Raises ValueError, with the count and the largest excess, if a log ratio exceeds the bound: what
+    was kept until then has the wrong law. Raises RuntimeError if fewer than one proposal in a
+    million is kept.
+    """
+    check_positive(n=n, batch_size=batch_size)
+    kept, n_kept, n_tried = [], 0, 0
+    while n_kept < n:
+        x = propose((batch_size,), generator)
+        r = -_relative_energy(log_ratio, x)
+        n_tried += batch_size
+        if exceeding := int((r > log_bound).sum()):
+            raise ValueError(
+                f"{exceeding} of {batch_size} log ratios exceed log_bound = {log_bound:g}, the "
+                f"largest is {float(r.max()):g}; give a bound that holds everywhere"
+            )
+        accepted = x[rand(batch_size, generator=generator).log() < r - log_bound]
+        kept.append(accepted)
+        n_kept += len(accepted)
+        if n_kept < 1e-6 * n_tried - 10:
+            raise RuntimeError(
+                f"{n_kept} of {n_tried} proposals were kept at log_bound = {log_bound:g}; "
+                "the proposal is too far from the target"
+            )
+    return Refined(torch.cat(kept)[:n], None, n_kept / n_tried, Calls(n_tried, 0))
+
+
+class LogPartition(NamedTuple):
+    """An estimate of log Z in nats and its standard error, both (R,)."""
+
+    value: Tensor
+    standard_error: Tensor
+
+
+def annealed_log_partition(
+    energy: Energy,
+    start: Distribution,
+    n_levels: int,
+    step_size: float,
+    generator: torch.Generator,
+    n_chains: int = 1000,
+    replicates: int = 1,
+) -> LogPartition:
+    """log Z of an energy (R, n, d) -> (R, n) by annealed importance sampling from `start`.
+
+    Chains start from the law p_0 of `start` and meet the bridges E_b = (1 - b) (-log p_0) + b E at
+    b = 1/n_levels, ..., 1, with one MALA step in each. log w sums -(E + log p_0) / n_levels along
+    the way, and Z = E w without bias; its logarithm is biased low by about half the squared error
+    (Neal 2001, arXiv:physics/9803008, equations 5 to 12). The standard error comes from the spread
+    of the weights and is itself too low if no chain found a heavy region.
+
+    Raises ValueError for counts below 1, or a start without a density.
+    """
+    check_positive(n_levels=n_levels, n_chains=n_chains, replicates=replicates)
+    if start.log_prob is None:
+        raise ValueError("start has no log_prob; give a law with a density, such as gaussian(...)")
+
+    def bridge(b: float) -> Energy:
+        return lambda x: b * energy(x) - (1 - b) * start.log_prob(x)
+
+    x = start.sample((replicates, n_chains), generator)
+    log_weight = torch.zeros(replicates, n_chains, dtype=torch.float64, device=x.device)
+    for level in range(1, n_levels + 1):
+        with torch.no_grad():
+            log_weight -= (energy(x) + start.log_prob(x)).double() / n_levels
+        if level < n_levels:
+            x = run_chain(mala(bridge(level / n_levels), step_size), x, 1, generator).positions[0]
+    value = log_weight.logsumexp(dim=1) - math.log(n_chains)
+    weight = (log_weight - value[:, None]).exp()  # its mean is 1
+    return LogPartition(value, weight.std(dim=1) / math.sqrt(n_chains))
+
+
+def run_chain(
+    kernel: Kernel,
+    position: Tensor,
+    n_steps: int,
+    generator: torch.Generator,
+    thin: int = 1,
+    progress: bool = False,
+) -> Chain:
+    """Run `n_steps` steps from `position` (*batch, *event) and keep every `thin`-th state.
+
+    The start itself is not kept and not changed. Memory grows with n_steps / thin only.
+
+    Raises ValueError for counts below 1, more `thin` than steps, or a position that requires a
+    gradient; FloatingPointError, with the step and the number of chains, where an energy is nan.
+    """
+    check_positive(n_steps=n_steps, thin=thin)
+    if thin > n_steps:
+        raise ValueError(f"thin must be at most n_steps, got {thin} and {n_steps}: nothing is kept")
+    state = _at_step(0, kernel.init, position)
+    n_kept = n_steps // thin
+    positions = state.position.new_empty(n_kept, *state.position.shape)
+    energies = state.energy.new_empty(n_kept, *state.energy.shape)
+    rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
+    for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
+        state, info = _at_step(step, kernel.step, state, generator)
+        rate += info.acceptance_rate
+        moved += info.is_accepted
+        if step % thin == 0:
+            positions[step // thin - 1] = state.position
+            energies[step // thin - 1] = state.energy
+    return Chain(positions, energies, Info(rate / n_steps, moved / n_steps))
+
+
+class ReplayBuffer:
+    """Where persistent chains rest between updates of an energy.
+
+    Holds `capacity` positions per replicate, (R, capacity, *event), at first from `fresh`. `draw`
+    returns some of them, each replaced by a fresh one with probability `fresh_share`; `store` puts
+    them back after the chain has moved them (Tieleman 2008; Du and Mordatch 2019,
+    arXiv:1903.08689, section 3.2).
+    """
+
+    def __init__(
+        self,
+        fresh: Sample,
+        capacity: int,
+        generator: torch.Generator,
+        replicates: int = 1,
+        fresh_share: float = 0.05,
+    ) -> None:
+        check_positive(capacity=capacity, replicates=replicates)
+        if not 0 <= fresh_share <= 1:
+            raise ValueError(f"fresh_share must lie in [0, 1], got {fresh_share}")
+        self.fresh, self.fresh_share = fresh, fresh_share
+        self.positions = fresh((replicates, capacity), generator)
+        self._drawn: Tensor | None = None
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """n positions per replicate, (R, n, *event), each from another place of the buffer."""
+        replicates, capacity = self.positions.shape[:2]
+        if not 1 <= n <= capacity:
+            raise ValueError(f"n must be between 1 and the capacity {capacity}, got {n}")
+        order = torch.randperm(capacity, generator=generator, device=self.positions.device)
+        self._drawn = order[:n]
+        positions = self.positions[:, self._drawn]  # indexing copies
+        renewed = rand(replicates, n, generator=generator) < self.fresh_share
+        if n_renewed := int(renewed.sum()):
+            positions[renewed] = self.fresh((n_renewed,), generator)
+        return positions
+
+    def store(self, positions: Tensor) -> None:
+        """Put back what was drawn last, (R, n, *event)."""
+        if self._drawn is None:
+            raise ValueError("nothing was drawn since the last store: call draw first")
+        expected = (len(self.positions), len(self._drawn), *self.positions.shape[2:])
+        if tuple(positions.shape) != expected:
+            raise ValueError(f"positions must be {expected}, got {tuple(positions.shape)}")
+        self.positions[:, self._drawn] = positions.detach()
+        self._drawn = None
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _squares(x: Tensor, batch: int) -> Tensor:
+    """The squared norm over the event's axes, those after the first `batch`."""
+    return x.square().flatten(batch).sum(dim=batch)
+
+
+def _init(energy: Energy, position: Tensor) -> State:
+    _check_position(position)
+    # A copy, so that no chain shares memory with what the caller holds.
+    return _evaluate(energy, position.clone())
+
+
+def _init_relative(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> State:
+    _check_position(position)
+    return State(position.clone(), _relative_energy(log_ratio, position), None)
+
+
+def _check_position(position: Tensor) -> None:
+    if position.requires_grad:
+        raise ValueError("position requires a gradient; give position.detach()")
+    if position.ndim < 2 or not position.numel():
+        raise ValueError(
+            f"position must be (*batch, *event) with at least one chain, got "
+            f"{tuple(position.shape)}; a single chain in d dimensions is (1, d)"
+        )
+    if not position.isfinite().all():
+        raise ValueError("position holds values that are not finite")
+
+
+def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
+    """The state at `position`; with `walls` an energy of +inf is allowed, and its gradient is 0."""
+    x = position.detach().requires_grad_()
+    with torch.enable_grad():
+        value = energy(x)
+        _check_energy(value, position, "energy")
+        if not value.requires_grad:
+            raise ValueError(
+                "the energy does not depend on the position in a way that autograd can follow; "
+                "compute it from its argument without detach or no_grad"
+            )
+        (grad,) = torch.autograd.grad(value.sum(), x)
+    value = value.detach()
+    # A sum is finite only if every term is; looking at each costs more and is rarely needed.
+    if not math.isfinite(float(value.sum() + grad.sum())):
+        wall = (value == float("inf")) & walls
+        wide = wall.reshape(*wall.shape, *[1] * (grad.ndim - wall.ndim))
+        grad = torch.where(wide, 0.0, grad)
+        finite = (value.isfinite() | wall) & grad.flatten(wall.ndim).isfinite().all(dim=wall.ndim)
+        if bad := int((~finite).sum()):
+            raise FloatingPointError(
+                f"the energy or its gradient is not finite in {bad} of {finite.numel()} chains; "
+                "lower the step size, confine the energy, or start inside the support"
+            )
+    return State(position, value, grad)
+
+
+def _relative_energy(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
+    with torch.no_grad():
+        value = log_ratio(position)
+    _check_energy(value, position, "log ratio")
+    if bad := int((value.isnan() | (value == float("inf"))).sum()):
+        raise FloatingPointError(
+            f"the log ratio is nan or +inf in {bad} of {value.numel()} points; "
+            "calibrate it, or leave such points out of the proposal"
+        )
+    return -value
+
+
+def _check_energy(value: Tensor, position: Tensor, name: str) -> None:
+    n = value.ndim
+    if not 1 <= n < position.ndim or value.shape != position.shape[:n]:
+        raise ValueError(
+            f"the {name} must map points (*batch, *event) to (*batch), one number each; for "
+            f"points {tuple(position.shape)} it returned {tuple(value.shape)}"
+        )
+
+
+def _accept(
+    state: State, proposal: State, log_alpha: Tensor, generator: torch.Generator
+) -> tuple[State, Info]:
+    uniform = torch.rand(
+        log_alpha.shape, generator=generator, device=log_alpha.device, dtype=log_alpha.dtype
+    )
+    accepted = uniform.log() < log_alpha
+    wide = accepted.reshape(*accepted.shape, *[1] * (state.position.ndim - accepted.ndim))
+    grad = None if state.grad is None else torch.where(wide, proposal.grad, state.grad)
+    moved = State(
+        torch.where(wide, proposal.position, state.position),
+        torch.where(accepted, proposal.energy, state.energy),
+        grad,
+    )
+    return moved, Info(log_alpha.clamp(max=0).exp(), accepted)
+
+
+def _at_step(step: int, function: Callable, *arguments: object) -> object:
+    try:
+        return function(*arguments)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"step {step}: {error}") from error

@@ -1,0 +1,482 @@
+"""Samplers draw from their targets; each check of a law has a wrong target that must fail it."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from torch import nn
+
+from gan_ebm_utils.base import Calls, Distribution, count_calls, rand, randn
+from gan_ebm_utils.datasets import gaussian, gaussian_ring, moons
+from gan_ebm_utils.networks import mlp
+from gan_ebm_utils.samplers import (
+    ReplayBuffer,
+    annealed_log_partition,
+    independence_mh,
+    isir,
+    langevin,
+    mala,
+    rejection_sample,
+    run_chain,
+)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal_energy(x):
+    return x.square().sum(dim=-1) / 2
+
+
+def double_well(x):  # on the line: .6 N(-1, .5^2) + .4 N(1.2, .6^2), up to a constant
+    x = x[..., 0]
+    left = math.log(0.6 / 0.5) - (x + 1) ** 2 / (2 * 0.5**2)
+    return -torch.logaddexp(left, math.log(0.4 / 0.6) - (x - 1.2) ** 2 / (2 * 0.6**2))
+
+
+def moments(energy):
+    """Mean, second and fourth moment, and their standard deviations, by quadrature on the line."""
+    x = torch.linspace(-8, 8, 20_001, dtype=torch.float64)[:, None]
+    weight = (-energy(x)).softmax(dim=0)
+    values = torch.stack([x[:, 0], x[:, 0] ** 2, x[:, 0] ** 4])
+    mean = (values * weight).sum(dim=1)
+    return mean, ((values - mean[:, None]) ** 2 * weight).sum(dim=1).sqrt()
+
+
+def z_scores(x, energy):
+    """Of three moments of independent samples x (n, 1) against the law e^{-E}."""
+    mean, std = moments(energy)
+    x = x[:, 0].double()
+    sample = torch.stack([x, x**2, x**4]).mean(dim=1)
+    return (sample - mean) / (std / math.sqrt(len(x)))
+
+
+def exact_samples(energy, n, generator):
+    """Samples of e^{-E} on the line by inverting its distribution function on a fine grid."""
+    x = torch.linspace(-8, 8, 100_001, dtype=torch.float64)[:, None]
+    cdf = (-energy(x)).softmax(dim=0).cumsum(dim=0)
+    index = torch.searchsorted(cdf, rand(n, generator=generator).double())
+    return x[index.clamp(max=len(x) - 1)]
+
+
+def agrees(x, energy):
+    """Moments within five standard errors and a two-sample test that does not reject."""
+    other = exact_samples(energy, len(x), rng(99))
+    p_value = ks_2samp(x[:, 0].numpy(), other[:, 0].numpy()).pvalue
+    return bool(z_scores(x, energy).abs().max() <= 5) and p_value > 1e-6
+
+
+# The control: its mean and its tails differ a little from the well's.
+def wrong_well(x):
+    return double_well(x) + 0.1 * x[..., 0]
+
+
+def last(kernel, x, n_steps, seed=1):
+    return run_chain(kernel, x, n_steps, rng(seed), thin=n_steps).positions[-1]
+
+
+def wide(size, generator):  # the proposal N(0, 1.5^2) on the line
+    size = size if isinstance(size, tuple) else (size,)
+    return 1.5 * randn(*size, 1, generator=generator)
+
+
+def well_ratio(x):
+    return -double_well(x) + x[..., 0] ** 2 / (2 * 1.5**2)
+
+
+N = 20_000
+
+
+# --- Langevin ---
+
+
+@pytest.mark.parametrize("step_size", [0.1, 0.5, 1.5])
+def test_the_variance_of_langevin_is_the_biased_one(step_size):
+    # x <- (1 - s/2) x + sqrt(s) noise has the fixed variance s / (1 - (1 - s/2)^2) = 1/(1 - s/4).
+    n_steps = math.ceil(20 / step_size)
+    x = last(langevin(normal_energy, step_size), randn(N, 1, generator=rng()), n_steps)
+    predicted = 1 / (1 - step_size / 4)
+    z = (x.square().mean() - predicted) / (predicted * math.sqrt(2 / N))
+    assert abs(z) <= 5
+    control = (x.square().mean() - 1) / math.sqrt(2 / N)  # the unbiased variance
+    assert step_size < 0.3 or abs(control) > 5
+
+
+def test_langevin_at_a_temperature():
+    step_size, temperature = 0.5, 0.2
+    kernel = langevin(normal_energy, step_size, temperature)
+    x = last(kernel, randn(N, 1, generator=rng()), 60)
+    predicted = temperature / (1 - step_size / 4)
+    assert abs(x.square().mean() / predicted - 1) <= 5 * math.sqrt(2 / N)
+    cold = last(langevin(normal_energy, step_size, 0.0), torch.ones(1, 2), 3)
+    torch.testing.assert_close(cold, torch.full((1, 2), 0.75**3))
+
+
+def test_langevin_is_the_loop_of_the_text():
+    energy = mlp(2, (16,), replicates=3, generator=rng())
+    x = randn(3, 5, 2, generator=rng(1))
+    kept = run_chain(langevin(energy, 0.1), x, 4, rng(2)).positions
+    generator = rng(2)
+    for step in range(4):
+        x = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(energy(x).sum(), x)
+        x = x - 0.1 / 2 * grad + math.sqrt(0.1) * randn(3, 5, 2, generator=generator)
+        torch.testing.assert_close(kept[step], x.detach())
+
+
+# --- exact kernels ---
+
+
+def test_mala_is_exact_where_langevin_is_not():
+    start = exact_samples(double_well, N, rng(3)).float()
+    x = last(mala(double_well, 0.15), start, 40)
+    assert agrees(x, double_well)
+    assert not agrees(x, wrong_well)
+    assert not agrees(last(langevin(double_well, 0.15), start, 40), double_well)
+
+
+def test_mala_finds_its_law_from_elsewhere():
+    # Starts at N(0, 1), whose two halves do not have the weights of the wells.
+    start = randn(N, 1, generator=rng(4))
+    assert not agrees(start, double_well)
+    assert agrees(last(mala(double_well, 0.25), start, 400), double_well)
+
+
+def test_mala_without_a_term_is_not_exact():
+    def incomplete(energy, step_size):
+        exact = mala(energy, step_size)
+
+        def step(state, generator):
+            moved = langevin(energy, step_size).step(state, generator)[0]
+            accepted = rand(*state.energy.shape, generator=generator).log() < (
+                state.energy - moved.energy
+            )  # the proposal's densities are left out
+            x = torch.where(accepted[:, None], moved.position, state.position)
+            return exact.init(x), (accepted.float(), accepted)
+
+        return exact._replace(step=lambda state, g: (step(state, g)[0], exact.step(state, g)[1]))
+
+    start = exact_samples(double_well, N, rng(3)).float()
+    assert not agrees(last(incomplete(double_well, 0.15), start, 40), double_well)
+
+
+def test_independence_mh_and_isir_are_exact():
+    start = wide((N,), rng(5))
+    for kernel, n_steps in (
+        (independence_mh(well_ratio, wide), 60),
+        (isir(well_ratio, wide, 5), 30),
+    ):
+        x = last(kernel, start, n_steps)
+        assert agrees(x, double_well)
+        assert not agrees(x, wrong_well)
+    assert not agrees(start, double_well)
+
+
+def test_rejection_sampling_is_exact():
+    x = torch.linspace(-8, 8, 4001)[:, None]
+    log_bound = float(well_ratio(x).max())
+    refined = rejection_sample(well_ratio, wide, N, log_bound + 0.01, rng(6))
+    assert refined.samples.shape == (N, 1) and refined.latents is None
+    assert agrees(refined.samples, double_well)
+    assert not agrees(refined.samples, wrong_well)
+    # With normalised densities the acceptance rate is Z / (M Z_q).
+    z = (-double_well(x.double())).exp().sum() * 16 / 4000
+    expected = float(z) / (math.exp(log_bound + 0.01) * 1.5 * math.sqrt(2 * math.pi))
+    n = refined.calls.forward
+    error = math.sqrt(expected * (1 - expected) / n)
+    assert abs(refined.acceptance_rate - expected) <= 5 * error
+
+
+def test_a_constant_ratio_gives_back_the_proposal():
+    def constant(x):
+        return torch.zeros(x.shape[:-1])
+
+    def proposal_energy(x):
+        return x[..., 0] ** 2 / (2 * 1.5**2)
+
+    start = torch.full((N, 1), 3.0)
+    for kernel in (independence_mh(constant, wide), isir(constant, wide, 3)):
+        assert agrees(last(kernel, start, 30), proposal_energy)
+    refined = rejection_sample(constant, wide, N, 0.0, rng())
+    assert refined.acceptance_rate == 1 and agrees(refined.samples, proposal_energy)
+
+
+@pytest.mark.parametrize("event", [(3,), (1, 2, 2), (2, 1)])
+def test_events_of_any_rank(event):
+    def energy(x):
+        return x.square().flatten(2).sum(dim=2) / 2
+
+    x = randn(2, 500, *event, generator=rng())
+    chain = run_chain(mala(energy, 0.3), x, 6, rng(1), thin=2)
+    assert chain.positions.shape == (3, 2, 500, *event) and chain.energies.shape == (3, 2, 500)
+    torch.testing.assert_close(chain.energies[-1], energy(chain.positions[-1]))
+
+    def propose(size, generator):
+        return randn(*size, *event, generator=generator)
+
+    for kernel in (
+        independence_mh(lambda y: -energy(y), propose),
+        isir(lambda y: -energy(y), propose, 3),
+    ):
+        chain = run_chain(kernel, x, 4, rng(1))
+        assert chain.positions.shape == (4, 2, 500, *event)
+        torch.testing.assert_close(chain.energies[-1], energy(chain.positions[-1]))
+
+
+# --- the book-keeping ---
+
+
+def test_rejected_states_stay_with_energy_and_gradient():
+    kernel = mala(double_well, 1.0)
+    state = kernel.init(randn(1000, 1, generator=rng()))
+    moved, info = kernel.step(state, rng(1))
+    stayed = ~info.is_accepted
+    assert 100 < stayed.sum() < 900
+    assert torch.equal(moved.position[stayed], state.position[stayed])
+    assert torch.equal(moved.grad[stayed], state.grad[stayed])
+    fresh = kernel.init(moved.position)
+    torch.testing.assert_close(moved.energy, fresh.energy)
+    torch.testing.assert_close(moved.grad, fresh.grad)
+    chain = run_chain(kernel, state.position, 20, rng(2))
+    repeated = (chain.positions[1:] == chain.positions[:-1]).float().mean()
+    torch.testing.assert_close(1 - repeated, chain.info.is_accepted.mean(), atol=0.03, rtol=0)
+
+
+def test_the_start_is_not_changed():
+    start = randn(50, 1, generator=rng())
+    copy = start.clone()
+    for kernel in (
+        langevin(double_well, 0.1),
+        mala(double_well, 0.1),
+        independence_mh(well_ratio, wide),
+        isir(well_ratio, wide, 3),
+    ):
+        chain = run_chain(kernel, start, 3, rng(1))
+        state = kernel.init(start)
+        before = state.position.clone()
+        kernel.step(state, rng(1))
+        assert torch.equal(start, copy) and torch.equal(state.position, before)
+        assert chain.positions.untyped_storage().data_ptr() != start.untyped_storage().data_ptr()
+        assert state.position.untyped_storage().data_ptr() != start.untyped_storage().data_ptr()
+
+
+def test_no_gradient_leaks():
+    network = mlp(1, (8,), generator=rng())
+    start = randn(1, 20, 1, generator=rng(1))
+    with torch.no_grad():  # a chain works inside, too
+        chain = run_chain(mala(network, 0.1), start, 5, rng(2))
+    assert not chain.positions.requires_grad and not chain.energies.requires_grad
+    assert all(parameter.grad is None for parameter in network.parameters())
+    state = langevin(network, 0.1).init(start)
+    assert not state.position.requires_grad and state.grad.grad_fn is None
+    one = langevin(network, 0.1).step(state, rng(3))[0]
+    again = langevin(network, 0.1).step(state, rng(3))[0]
+    assert torch.equal(one.grad, again.grad)  # nothing accumulates
+
+
+def test_thinning_keeps_every_second_state():
+    start = torch.zeros(3, 2)
+    every = run_chain(langevin(normal_energy, 0.1), start, 7, rng())
+    some = run_chain(langevin(normal_energy, 0.1), start, 7, rng(), thin=2)
+    assert torch.equal(some.positions, every.positions[1::2])
+    assert torch.equal(some.energies, every.energies[1::2])
+
+
+def test_calls_are_counted():
+    network = mlp(2, (4,), replicates=2, generator=rng())
+    with count_calls(network) as calls:
+        run_chain(langevin(network, 0.1), torch.zeros(2, 10, 2), 5, rng())
+    assert calls() == Calls(120, 120)  # the start and five steps, two replicates of ten chains
+    network(torch.zeros(2, 10, 2))
+    assert calls() == Calls(120, 120)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("make", [langevin, mala])
+@pytest.mark.parametrize("step_size", [0, -0.1, math.nan, math.inf])
+def test_a_step_size_must_be_positive(make, step_size):
+    with pytest.raises(ValueError, match="step_size must be positive"):
+        make(normal_energy, step_size)
+
+
+def test_a_temperature_must_not_be_negative():
+    with pytest.raises(ValueError, match="temperature must be at least 0"):
+        langevin(normal_energy, 0.1, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("energy", "message"),
+    [
+        (lambda x: x.square(), r"returned \(10, 2\)"),
+        (lambda x: x.square().sum(), r"returned \(\)"),
+        (lambda x: x.square().sum(dim=-1, keepdim=True), r"returned \(10, 1\)"),
+        (lambda x: torch.zeros(10), "autograd can follow"),
+        (lambda x: normal_energy(x.detach()), "autograd can follow"),
+    ],
+)
+@pytest.mark.parametrize("make", [langevin, mala])
+def test_an_energy_returns_one_number_per_chain(make, energy, message):
+    with pytest.raises(ValueError, match=message):
+        run_chain(make(energy, 0.1), torch.zeros(10, 2), 3, rng())
+
+
+@pytest.mark.parametrize("make", [langevin, mala])
+def test_nan_says_where(make):
+    calls = [0]
+
+    def energy(x):
+        calls[0] += 1
+        value = normal_energy(x)
+        if calls[0] == 4:  # the start is the first call
+            value = value + torch.tensor([math.nan, math.nan] + [0.0] * 8)
+        return value
+
+    with pytest.raises(FloatingPointError, match="step 3: .* in 2 of 10 chains"):
+        run_chain(make(energy, 0.1), torch.zeros(10, 2), 5, rng())
+
+
+def half_line(x):  # a wall at 0
+    return torch.where(x[..., 0] > 0, x[..., 0], torch.inf)
+
+
+def test_a_wall_is_never_entered_by_mala_and_stops_langevin():
+    start = 0.5 + rand(1000, 1, generator=rng())
+    chain = run_chain(mala(half_line, 0.5), start, 50, rng(1))
+    assert (chain.positions > 0).all()
+    with pytest.raises(FloatingPointError, match="confine"):
+        run_chain(langevin(half_line, 0.5), start, 50, rng(1))
+    with pytest.raises(FloatingPointError, match="step 0: .* start inside"):
+        run_chain(mala(half_line, 0.5), -start, 50, rng(1))
+
+
+def test_infinite_log_ratios():
+    def outside(x):  # the target lives on x > 0
+        return torch.where(x[..., 0] > 0, 0.0, -torch.inf)
+
+    start = torch.full((1000, 1), -1.0)
+    for kernel in (independence_mh(outside, wide), isir(outside, wide, 3)):
+        assert (last(kernel, start, 30) > 0).all()
+        assert run_chain(kernel, start, 3, rng()).positions.isfinite().all()
+    for bad in (math.nan, math.inf):
+        with pytest.raises(FloatingPointError, match="nan or .inf in 10 of 10 points"):
+            kernel = independence_mh(lambda x, bad=bad: torch.full(x.shape[:1], bad), wide)
+            run_chain(kernel, start[:10], 3, rng())
+
+
+@pytest.mark.parametrize(
+    ("position", "message"),
+    [
+        (torch.zeros(10, 2, requires_grad=True), "give position.detach"),
+        (torch.zeros(2), r"a single chain in d dimensions is \(1, d\)"),
+        (torch.zeros(0, 2), "at least one chain"),
+        (torch.full((10, 2), math.nan), "not finite"),
+    ],
+)
+def test_a_bad_start(position, message):
+    for kernel in (langevin(normal_energy, 0.1), mala(normal_energy, 0.1)):
+        with pytest.raises(ValueError, match=message):
+            run_chain(kernel, position, 3, rng())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_steps": 0}, "n_steps must be positive"),
+        ({"n_steps": 5, "thin": 0}, "thin must be positive"),
+        ({"n_steps": 5, "thin": 6}, "nothing is kept"),
+    ],
+)
+def test_bad_counts(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_chain(langevin(normal_energy, 0.1), torch.zeros(3, 2), generator=rng(), **arguments)
+
+
+def test_isir_needs_a_candidate():
+    with pytest.raises(ValueError, match="n_candidates must be at least 2"):
+        isir(well_ratio, wide, 1)
+
+
+def test_a_bound_that_is_exceeded_is_an_error():
+    x = torch.linspace(-8, 8, 4001)[:, None]
+    with pytest.raises(
+        ValueError, match=r"of 10000 log ratios exceed log_bound = .*the largest is"
+    ):
+        rejection_sample(well_ratio, wide, 10, float(well_ratio(x).max()) - 0.5, rng())
+    with pytest.raises(RuntimeError, match="too far from the target"):
+        rejection_sample(well_ratio, wide, 10, 100.0, rng(), batch_size=1_000_000)
+
+
+# --- replay buffer ---
+
+
+def test_a_buffer_returns_what_was_stored():
+    buffer = ReplayBuffer(wide, 50, rng(), replicates=2, fresh_share=0.0)
+    before = buffer.positions.clone()
+    x = buffer.draw(20, rng(1))
+    assert x.shape == (2, 20, 1) and len(x[0].unique()) == 20
+    x += 100  # what was drawn is a copy
+    assert torch.equal(buffer.positions, before)
+    buffer.store(x)
+    assert int((buffer.positions > 50).sum()) == 40
+
+
+def test_a_share_of_the_buffer_is_fresh():
+    buffer = ReplayBuffer(wide, 10_000, rng(), fresh_share=0.05)
+    buffer.positions.fill_(100)
+    renewed = (buffer.draw(10_000, rng(1)) < 50).double().mean()
+    assert abs(renewed - 0.05) <= 5 * math.sqrt(0.05 * 0.95 / 10_000)
+    assert (ReplayBuffer(wide, 10, rng(), fresh_share=0.0).draw(10, rng()) < 50).all()
+
+
+def test_a_buffer_says_what_is_wrong():
+    buffer = ReplayBuffer(wide, 50, rng())
+    with pytest.raises(ValueError, match="call draw first"):
+        buffer.store(torch.zeros(1, 20, 1))
+    with pytest.raises(ValueError, match="between 1 and the capacity 50, got 51"):
+        buffer.draw(51, rng())
+    buffer.draw(20, rng())
+    with pytest.raises(ValueError, match=r"positions must be \(1, 20, 1\), got \(1, 19, 1\)"):
+        buffer.store(torch.zeros(1, 19, 1))
+    with pytest.raises(ValueError, match="fresh_share"):
+        ReplayBuffer(wide, 50, rng(), fresh_share=1.5)
+    with pytest.raises(ValueError, match="capacity"):
+        ReplayBuffer(wide, 0, rng())
+
+
+# --- annealed importance sampling ---
+
+
+def offset(law, constant):
+    """The energy of a law whose log Z is `constant`."""
+    return lambda x: -law.log_prob(x) - constant
+
+
+@pytest.mark.parametrize(
+    ("law", "constant"),
+    [(gaussian([1.0, -1.0], 0.5), 3.0), (gaussian_ring(), -2.0), (moons(), 0.5)],
+)
+def test_annealing_finds_a_known_constant(law, constant):
+    start = gaussian([0.0, 0.0], 1.5)
+    estimate = annealed_log_partition(offset(law, constant), start, 60, 0.02, rng(), 500, 2)
+    assert estimate.value.shape == (2,) and (estimate.standard_error < 0.2).all()
+    z = (estimate.value - constant) / estimate.standard_error
+    assert z.abs().max() <= 5
+    control = (estimate.value - constant - 1) / estimate.standard_error
+    assert control.abs().min() > 5
+
+
+def test_annealing_needs_a_density():
+    start = Distribution(wide, None, None)
+    with pytest.raises(ValueError, match="no log_prob"):
+        annealed_log_partition(normal_energy, start, 10, 0.1, rng())
+    with pytest.raises(ValueError, match="n_levels"):
+        annealed_log_partition(normal_energy, gaussian([0.0]), 0, 0.1, rng())
+
+
+def test_a_module_is_an_energy():
+    energy = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
+    assert run_chain(langevin(energy, 0.1), torch.zeros(4, 2), 2, rng()).energies.shape == (2, 4)
