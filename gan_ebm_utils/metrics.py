@@ -7,6 +7,8 @@ sample has a floor, what a perfect model scores; `emd_floor` computes the one of
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +18,15 @@ from scipy.linalg import sqrtm
 from scipy.stats import t as student
 from torch import Tensor
 
-from gan_ebm_utils.base import Sample, check_positive, check_samples
+from gan_ebm_utils.base import (
+    Distribution,
+    Sample,
+    check_positive,
+    check_samples,
+    default_device,
+)
+
+Box = tuple[float, float, float, float]  # left, right, bottom, top
 
 
 class Interval(NamedTuple):
@@ -182,6 +192,141 @@ def calibration(real: Tensor, fake: Tensor, n_bins: int = 15) -> Calibration:
 
     count = total(torch.ones_like(d))
     return Calibration(total(d) / count, total(is_real) / count, count)
+
+
+def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias, from samples (R, n, d), as (R,).
+
+    0 if and only if the laws agree; in units of x. The estimate may be negative: over pairs of
+    different points it has the distance as its mean (Szekely and Rizzo 2013, equation 5.2).
+    """
+    _check_pair(x, y)
+    if min(x.shape[1], y.shape[1]) < 2:
+        raise ValueError(f"give at least 2 points each, got {tuple(x.shape)}, {tuple(y.shape)}")
+    x, y = x.detach().double().cpu(), y.detach().double().cpu()
+
+    def within(a: Tensor) -> Tensor:
+        n = a.shape[1]
+        return torch.cdist(a, a).sum(dim=(1, 2)) / (n * (n - 1))
+
+    return 2 * torch.cdist(x, y).mean(dim=(1, 2)) - within(x) - within(y)
+
+
+def log_partition(
+    energy: Callable[[Tensor], Tensor], box: Box, replicates: int = 1, n: int = 400
+) -> Tensor:
+    """log of the integral of e^{-E} over `box`, by the midpoint rule on n x n cells, as (R,).
+
+    `energy` maps (R, m, 2) to (R, m); `box` = (left, right, bottom, top). What lies outside is not
+    counted: for an energy whose Z is infinite the result is that of the box alone.
+    """
+    points, cell = _grid(box, n)
+    return torch.logsumexp(-_on_grid(energy, points, replicates), dim=1) + math.log(cell)
+
+
+def kl_to_truth(
+    energy: Callable[[Tensor], Tensor],
+    truth: Distribution,
+    box: Box,
+    replicates: int = 1,
+    n: int = 400,
+) -> Tensor:
+    """KL(p || e^{-E}/Z) = E_p [log p + E] + log Z in nats, by quadrature over `box`, as (R,).
+
+    Arguments as for `log_partition`; `truth` has a log_prob.
+
+    Raises ValueError if the truth has no density, or if less than .999 of it lies in the box.
+    """
+    if truth.log_prob is None:
+        raise ValueError("truth has no log_prob, so no divergence from it can be computed")
+    points, cell = _grid(box, n)
+    log_p = truth.log_prob(points).double()
+    p = log_p.exp() * cell
+    if abs(float(p.sum()) - 1) > 1e-3:
+        raise ValueError(
+            f"the truth has mass {float(p.sum()):.4f} on the grid of {n} x {n} cells over {box}; "
+            "give a larger box or more cells"
+        )
+    values = _on_grid(energy, points, replicates)
+    log_z = torch.logsumexp(-values, dim=1) + math.log(cell)
+    p = p / p.sum()
+    # Where p is 0, p log p is 0.
+    return (torch.where(p > 0, p * log_p, 0.0) + p * values).sum(dim=1) + log_z
+
+
+def rhat(draws: Tensor) -> Tensor:
+    """Rank-normalised split R-hat of draws (n_draws, n_chains) or (n_draws, n_chains, d), as (d,).
+
+    Near 1 if the two halves of each chain, and the chains among each other, look alike. It is blind
+    to what no chain has visited (Vehtari et al. 2021, arXiv:1903.08008, section 4.1).
+
+    Raises ValueError for fewer than 4 draws, or chains that do not move; warns if the effective
+    sample size is too small for the value to mean much.
+    """
+    return _diagnose("rhat", draws)
+
+
+def ess(draws: Tensor) -> Tensor:
+    """Effective sample size, rank-normalised (bulk), all chains together; arguments as for `rhat`.
+
+    The number of independent draws that would know the mean as well (Vehtari et al. 2021,
+    arXiv:1903.08008, section 4.2).
+    """
+    return _diagnose("ess", draws)
+
+
+def _diagnose(name: str, draws: Tensor) -> Tensor:
+    if draws.ndim not in (2, 3) or draws.shape[0] < 4 or 0 in draws.shape:
+        raise ValueError(
+            "draws must be (n_draws, n_chains) or (n_draws, n_chains, d) with at least 4 draws, "
+            f"got {tuple(draws.shape)}"
+        )
+    check_samples(draws=draws)
+    if (draws == draws[0]).all():
+        raise ValueError("no chain has moved: its draws are all the same")
+    # Imported here: only chains need it.
+    from arviz_stats.base import array_stats
+
+    array = draws.detach().double().cpu().numpy()
+    sizes = torch.from_numpy(np.atleast_1d(array_stats.ess(array, chain_axis=1, draw_axis=0)))
+    n_halves = 2 * draws.shape[1]
+    if not (sizes >= 50 * n_halves).all():
+        warnings.warn(
+            f"the effective sample size {float(sizes.min()):.0f} is below 50 for each of the "
+            f"{n_halves} half chains: the chains are too short to tell, or stuck",
+            stacklevel=3,
+        )
+    if name == "ess":
+        return sizes
+    return torch.from_numpy(np.atleast_1d(array_stats.rhat(array, chain_axis=1, draw_axis=0)))
+
+
+def _grid(box: Box, n: int) -> tuple[Tensor, float]:
+    """The midpoints of n x n cells, (n^2, 2) in float64, and the area of a cell."""
+    left, right, bottom, top = box
+    check_positive(n=n, width=right - left, height=top - bottom)
+    dx, dy = (right - left) / n, (top - bottom) / n
+    centres = torch.arange(n, dtype=torch.float64) + 0.5
+    return torch.cartesian_prod(left + dx * centres, bottom + dy * centres), dx * dy
+
+
+@torch.no_grad()
+def _on_grid(energy: Callable[[Tensor], Tensor], points: Tensor, replicates: int) -> Tensor:
+    """Energies (R, m) of all replicates at points (m, 2), in float64."""
+    check_positive(replicates=replicates)
+    parts = [
+        energy(part.float().to(default_device()).expand(replicates, -1, -1)).double().cpu()
+        for part in points.split(20_000)
+    ]
+    values = torch.cat(parts, dim=1)
+    if values.shape != (replicates, len(points)):
+        raise ValueError(
+            f"the energy must map ({replicates}, m, 2) to ({replicates}, m), got "
+            f"{tuple(values.shape)} for m = {len(points)}"
+        )
+    if values.isnan().any():
+        raise FloatingPointError(f"the energy is nan in {int(values.isnan().sum())} cells")
+    return values
 
 
 def frechet_distance(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:

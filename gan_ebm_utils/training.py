@@ -27,6 +27,13 @@ class History(NamedTuple):
     g_loss: Tensor
 
 
+class EbmHistory(NamedTuple):
+    """The mean energies of each step, (n_steps, R), on data and on negatives."""
+
+    real: Tensor
+    fake: Tensor
+
+
 def fit_discriminator(
     discriminator: nn.Module,
     real: Sample,
@@ -124,6 +131,63 @@ def train_gan(
         if callback is not None:
             callback(step)
     return History(torch.stack(d_losses), torch.stack(g_losses))
+
+
+def train_ebm(
+    energy: nn.Module,
+    data: Sample,
+    negatives: Callable[[Tensor, torch.Generator], Tensor],
+    n_steps: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    betas: tuple[float, float] = (0.5, 0.99),
+    alpha: float = 0.0,
+    callback: Callable[[int], None] | None = None,
+) -> EbmHistory:
+    """Raise the likelihood of `data` under e^{-E}/Z by its two phases.
+
+    Each step lowers E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2), means over the batch, where x+ are
+    data and x- = negatives(x+, generator) come from the model, or from chains that should be: where
+    they start is what tells contrastive divergence, persistent and short-run chains apart. With
+    exact negatives and alpha = 0 the mean gradient is that of the negative log-likelihood (Hinton
+    2002, equation 2; alpha: Du and Mordatch 2019, arXiv:1903.08689). Adam; over the second half the
+    learning rate falls linearly to 0. `callback(step)` is called after each step.
+
+    Raises ValueError for counts below 1, a negative alpha or negatives of another shape than the
+    data, RuntimeError with the step if an energy stops being finite.
+    """
+    check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
+    check_positive(learning_rate=learning_rate)
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
+    optimizer = _adam(energy, learning_rate, betas)
+    history = []
+    for step in tqdm(range(n_steps), desc="EBM"):
+        _set_rate(optimizer, learning_rate * min(1.0, 2 * (1 - step / n_steps)))
+        x = data((replicates, batch_size), generator)
+        y = negatives(x, generator).detach()
+        if y.shape != x.shape:
+            raise ValueError(f"negatives must be {tuple(x.shape)}, got {tuple(y.shape)}")
+        real, fake = energy(x), energy(y)
+        gap = real.mean(dim=1) - fake.mean(dim=1)
+        if not gap.isfinite().all():
+            raise RuntimeError(
+                f"the energy is not finite at step {step}: data {real.mean(dim=1).tolist()}, "
+                f"negatives {fake.mean(dim=1).tolist()}; lower the learning rate or the step size "
+                "of the chains, or confine the energy"
+            )
+        bound = alpha * (real.square().mean(dim=1) + fake.square().mean(dim=1))
+        optimizer.zero_grad()
+        (gap + bound).sum().backward()
+        optimizer.step()
+        history.append((real.detach().mean(dim=1), fake.detach().mean(dim=1)))
+        if callback is not None:
+            callback(step)
+    real, fake = zip(*history, strict=True)
+    return EbmHistory(torch.stack(real), torch.stack(fake))
 
 
 def _adam(network: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:

@@ -1,6 +1,7 @@
 """Scores against closed forms, and against theory's standard errors where they are random."""
 
 import math
+import warnings
 from itertools import permutations
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from scipy import stats
 
 from gan_ebm_utils import metrics
-from gan_ebm_utils.base import randn, seeded
+from gan_ebm_utils.base import Distribution, randn, seeded
 from gan_ebm_utils.datasets import gaussian, gaussian_grid
 
 
@@ -236,3 +237,116 @@ def test_the_frechet_distance_of_flat_laws():
     assert math.isclose(
         metrics.frechet_distance(zero, a @ a.T, zero, b @ b.T), expected, rel_tol=1e-6
     )
+
+
+# --- energy distance ---
+
+
+def test_energy_distance_of_two_normals():
+    # In one dimension E|N(m, s^2)| is known: for a shift m, s^2 = 2 the distance follows from it.
+    def folded(m, s):
+        return s * math.sqrt(2 / math.pi) * math.exp(-(m**2) / (2 * s**2)) + m * math.erf(
+            m / (s * math.sqrt(2))
+        )
+
+    expected = 2 * folded(1.0, math.sqrt(2)) - 2 * folded(0.0, math.sqrt(2))
+    x, y = randn(20, 500, 1, generator=rng()), randn(20, 500, 1, generator=rng(1)) + 1
+    values = metrics.energy_distance(x, y)
+    assert abs(values.mean() - expected) <= 5 * values.std() / math.sqrt(20)
+    same = metrics.energy_distance(x, y - 1)
+    assert abs(same.mean()) <= 5 * same.std() / math.sqrt(20)  # no bias: it is negative at times
+    assert (same < 0).any() and values.min() > 0.1
+    with pytest.raises(ValueError, match="at least 2 points"):
+        metrics.energy_distance(x[:, :1], y)
+
+
+# --- energies on a grid ---
+
+BOX = (-5.0, 5.0, -5.0, 5.0)
+
+
+def quadratic(x):
+    return x.square().sum(dim=-1) / 2
+
+
+def test_log_partition_of_a_quadratic():
+    stds = torch.tensor([0.2, 1.0])[:, None]
+
+    def energies(x):  # two replicates of different width
+        return x.square().sum(dim=2) / (2 * stds**2)
+
+    values = metrics.log_partition(energies, (-6.0, 6.0, -6.0, 6.0), replicates=2)
+    expected = (2 * math.pi * stds[:, 0].double() ** 2).log()
+    torch.testing.assert_close(values, expected, atol=1e-5, rtol=0)
+    # A box that cuts the law off sees less of it.
+    assert metrics.log_partition(quadratic, (0.0, 6.0, -6.0, 6.0)) < math.log(2 * math.pi) - 0.6
+
+
+def test_kl_to_truth_is_the_closed_form():
+    box = (-9.0, 9.0, -9.0, 9.0)  # six standard deviations of the model
+    wide = metrics.kl_to_truth(lambda x: quadratic(x) / 1.5**2, gaussian([0.0, 0.0]), box)
+    exact = 2 * (math.log(1.5) + 1 / (2 * 1.5**2) - 0.5)
+    assert abs(float(wide) - exact) < 1e-5
+    truth = gaussian([0.3, -0.2], 0.7)
+    same = metrics.kl_to_truth(lambda x: 7 - truth.log_prob(x), truth, BOX, replicates=2)
+    assert same.shape == (2,) and same.abs().max() < 1e-6
+
+
+def test_bad_grids():
+    with pytest.raises(ValueError, match="no log_prob"):
+        metrics.kl_to_truth(quadratic, Distribution(lambda *_: None, None, None), BOX)
+    with pytest.raises(ValueError, match=r"mass 0\..* give a larger box or more cells"):
+        metrics.kl_to_truth(quadratic, gaussian([4.0, 0.0]), BOX)
+    with pytest.raises(ValueError, match="width must be positive"):
+        metrics.log_partition(quadratic, (1.0, -1.0, 0.0, 1.0))
+    with pytest.raises(ValueError, match=r"must map \(1, m, 2\) to \(1, m\)"):
+        metrics.log_partition(lambda x: x, BOX)
+    with pytest.raises(FloatingPointError, match="nan in 160000 cells"):
+        metrics.log_partition(lambda x: x[..., 0] * math.nan, BOX)
+
+
+# --- chains ---
+
+
+def autoregressive(n_draws, n_chains, rho, offsets=0.0, seed=0):
+    """Stationary AR(1) chains of variance 1, (n_draws, n_chains)."""
+    noise = randn(n_draws, n_chains, generator=rng(seed))
+    x = [noise[0]]
+    for step in noise[1:]:
+        x.append(rho * x[-1] + math.sqrt(1 - rho**2) * step)
+    return torch.stack(x) + offsets
+
+
+def test_ess_of_an_autoregression():
+    draws = autoregressive(4000, 4, 0.8)
+    expected = 16_000 * (1 - 0.8) / (1 + 0.8)
+    assert 0.8 < float(metrics.ess(draws)) / expected < 1.25
+    assert 0.8 < float(metrics.ess(autoregressive(4000, 4, 0.0))) / 16_000 < 1.25
+
+
+@pytest.mark.filterwarnings("ignore:the effective sample size")
+def test_rhat_sees_chains_that_stay_apart_and_halves_that_drift():
+    together = autoregressive(1000, 4, 0.3)
+    assert metrics.rhat(together) < 1.01
+    assert metrics.rhat(together + torch.tensor([0.0, 0.0, 0.0, 2.0])) > 1.3
+    drift = torch.linspace(-2, 2, 1000)[:, None]
+    assert metrics.rhat(together + drift) > 1.3
+    both = torch.stack([together, together + drift], dim=2)
+    assert metrics.rhat(both).shape == (2,)
+
+
+def test_rhat_is_blind_to_what_no_chain_has_seen():
+    # The law has a second mode at 10; every chain sits in the first.
+    assert metrics.rhat(autoregressive(1000, 4, 0.3)) < 1.01
+
+
+def test_short_chains_are_reported():
+    with pytest.warns(UserWarning, match="too short to tell"):
+        metrics.rhat(autoregressive(100, 4, 0.9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.ess(autoregressive(1000, 4, 0.3))
+    with pytest.raises(ValueError, match=r"at least 4 draws, got \(3, 4\)"):
+        metrics.rhat(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="no chain has moved"):
+        metrics.ess(torch.zeros(10, 4))

@@ -10,7 +10,8 @@ from gan_ebm_utils import losses, metrics
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import gaussian
 from gan_ebm_utils.networks import mlp
-from gan_ebm_utils.training import fit_discriminator, train_gan
+from gan_ebm_utils.samplers import langevin, run_chain
+from gan_ebm_utils.training import fit_discriminator, train_ebm, train_gan
 
 P, Q = gaussian([0.0, 0.0]), gaussian([1.5, 0.0])
 
@@ -375,3 +376,90 @@ def test_an_interrupted_game_can_be_resumed():
     with pytest.raises(KeyboardInterrupt):
         train_gan(gan, constant(1), losses.gan_d_loss, interrupt, 2, rng(), batch_size=4)
     assert all(parameter.requires_grad for parameter in gan.discriminator.parameters())
+
+
+# --- energies ---
+
+
+class Quadratic(torch.nn.Module):
+    """(R, n, 2) to w_r |x|^2 / 2: the law N(0, I / w_r), whose likelihood gradient is known."""
+
+    def __init__(self, replicates):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.full((replicates, 1), 2.0))
+
+    def forward(self, x):
+        return self.w * x.square().sum(dim=2) / 2
+
+
+def exact_negatives(energy):
+    def negatives(x, generator):
+        return randn(*x.shape, generator=generator) / energy.w.detach().sqrt()[..., None]
+
+    return negatives
+
+
+def test_exact_negatives_find_the_maximum_of_the_likelihood():
+    energy = Quadratic(3)
+    data = gaussian([0.0, 0.0], 0.5).sample  # so w = 4
+    history = train_ebm(
+        energy, data, exact_negatives(energy), 400, rng(), replicates=3, learning_rate=5e-2
+    )
+    torch.testing.assert_close(energy.w.detach(), torch.full((3, 1), 4.0), rtol=0.05, atol=0)
+    assert history.real.shape == history.fake.shape == (400, 3)
+    # At the maximum the two phases cancel: each mean energy is d/2.
+    torch.testing.assert_close(history.real[-50:].mean(), torch.tensor(1.0), rtol=0.05, atol=0)
+
+
+def test_negatives_of_the_data_teach_nothing():
+    energy = Quadratic(2)
+    data = gaussian([0.0, 0.0], 0.5).sample
+    train_ebm(energy, data, lambda x, generator: x, 20, rng(), replicates=2)
+    assert torch.equal(energy.w.detach(), torch.full((2, 1), 2.0))
+
+
+def test_the_regulariser_is_added():
+    energy = Quadratic(2)
+    data = gaussian([0.0, 0.0], 0.5).sample
+    train_ebm(energy, data, lambda x, generator: x, 20, rng(), replicates=2, alpha=0.1)
+    assert (energy.w < 2).all()  # it pulls energies towards 0
+
+
+def test_an_ebm_learns_with_langevin_chains():
+    generator = rng()
+    energy = Quadratic(2)
+    kernel = langevin(energy, 0.05)
+
+    def short_run(x, g):
+        return run_chain(kernel, randn(*x.shape, generator=g), 20, g, thin=20).positions[-1]
+
+    train_ebm(
+        energy, gaussian([0.0, 0.0], 0.5).sample, short_run, 200, generator,
+        replicates=2, learning_rate=5e-2,
+    )  # fmt: skip
+    assert (energy.w > 3).all()
+    assert all(p.grad is not None for p in energy.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_steps": 0}, "n_steps must be positive"),
+        ({"alpha": -1.0}, "alpha must be at least 0"),
+        ({"negatives": lambda x, g: x[:, :1]}, r"negatives must be \(1, 256, 2\)"),
+    ],
+)
+def test_bad_input_of_train_ebm(options, message):
+    arguments = {"negatives": lambda x, g: x, "n_steps": 3} | options
+    with pytest.raises(ValueError, match=message):
+        train_ebm(Quadratic(1), P.sample, generator=rng(), **arguments)
+
+
+def test_an_energy_that_overflows_says_at_which_step():
+    energy = Quadratic(1)
+
+    def exploding(x, generator):
+        return x * 1e30
+
+    with pytest.raises(RuntimeError, match="not finite at step 0: data .* confine the energy"):
+        train_ebm(energy, P.sample, exploding, 3, rng())
