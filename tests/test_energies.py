@@ -1,0 +1,76 @@
+"""The energies of a GAN, against what they define on a generator that can be inverted."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gan_ebm_utils.base import Gan, randn, seeded
+from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy
+from gan_ebm_utils.samplers import mala, run_chain
+
+
+class Affine(nn.Module):
+    """G(z) = a z + b, so that p_g = N(b, a^2)."""
+
+    def forward(self, z):
+        return 2 * z + 1
+
+
+class Ratio(nn.Module):
+    """log p - log p_g for p = N(0, 1) and p_g = N(1, 4), on the line."""
+
+    def forward(self, x):
+        return (-(x**2) / 2 + (x - 1) ** 2 / 8 + math.log(2))[..., 0]
+
+
+GAN = Gan(Affine(), Ratio(), 1)
+
+
+def rng(seed=0):
+    return seeded(seed, "cpu")
+
+
+def test_latents_of_the_exact_logit_give_the_data():
+    start = randn(1, 20_000, 1, generator=rng())
+    chain = run_chain(mala(latent_energy(GAN), 0.1), start, 60, rng(1), thin=60)
+    x = GAN.generator(chain.positions[-1, 0])
+    assert abs(x.mean()) <= 5 / math.sqrt(20_000)
+    assert abs(x.square().mean() - 1) <= 5 * math.sqrt(2 / 20_000)
+    before = GAN.generator(start[0])  # the control: p_g has mean 1 and variance 4
+    assert abs(before.mean()) > 0.5 and before.square().mean() > 3
+
+
+def test_the_energy_is_the_formula():
+    z = randn(2, 5, 1, generator=rng())
+    expected = z[..., 0] ** 2 / 2 - GAN.discriminator(GAN.generator(z))
+    torch.testing.assert_close(latent_energy(GAN)(z), expected)
+
+
+def test_transport_starts_where_it_is():
+    start = randn(2, 5, 1, generator=rng())
+    d = GAN.discriminator(GAN.generator(start))
+    torch.testing.assert_close(dot_energy(GAN, start, 2.0)(start), -d / 2)
+    moved = dot_energy(GAN, start, 2.0)(start + 3)
+    torch.testing.assert_close(moved, 3 - GAN.discriminator(GAN.generator(start + 3)) / 2)
+    with pytest.raises(ValueError, match="k must be positive"):
+        dot_energy(GAN, start, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "factor"),
+    [("KL", lambda d: torch.ones_like(d)), ("log D", lambda d: 1 / (1 + d.exp())),
+     ("JS", torch.sigmoid)],
+)  # fmt: skip
+def test_a_flow_climbs_the_logit_with_its_own_speed(divergence, factor):
+    z = randn(2, 5, 1, generator=rng()).requires_grad_()
+    d = GAN.discriminator(GAN.generator(z))
+    (slope,) = torch.autograd.grad(d.sum(), z, retain_graph=True)
+    (grad,) = torch.autograd.grad(flow_energy(GAN, divergence)(z).sum(), z)
+    torch.testing.assert_close(grad, -factor(d.detach())[..., None] * slope)
+
+
+def test_an_unknown_divergence():
+    with pytest.raises(ValueError, match="one of .*KL.*got 'TV'"):
+        flow_energy(GAN, "TV")
