@@ -155,6 +155,49 @@ def mlp(
     return nn.Sequential(*layers, *([Scalar()] if out_features is None else []))
 
 
+class Confined(nn.Module):
+    """An energy with a finite partition function: E(x) = f(x) + |x|^2 / (2 s^2).
+
+    `function` is f, (R, n, d) to (R, n), which grows at most linearly, as an MLP with ReLU, SiLU or
+    Fourier features does; `scale` = s is in units of x.
+    """
+
+    def __init__(self, function: nn.Module, scale: float) -> None:
+        super().__init__()
+        check_positive(scale=scale)
+        self.function, self.scale = function, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x) + x.square().sum(dim=-1) / (2 * self.scale**2)
+
+
+def energy_mlp(
+    in_features: int,
+    hidden: tuple[int, ...],
+    replicates: int = 1,
+    *,
+    generator: torch.Generator,
+    scale: float = 2.0,
+    activation: str = "SiLU",
+    fourier: tuple[int, float] | None = None,
+) -> Confined:
+    """R confined energies, (R, n, in_features) to (R, n), whose f is an `mlp`.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> energy_mlp(2, (64, 64), replicates=10, generator=g)(torch.zeros(10, 5, 2)).shape
+    torch.Size([10, 5])
+    """
+    function = mlp(
+        in_features,
+        hidden,
+        replicates=replicates,
+        generator=generator,
+        activation=activation,
+        fourier=fourier,
+    )
+    return Confined(function, scale)
+
+
 class _Convolutions(nn.Module):
     """Layers that run R copies as the groups of one convolution.
 

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gan_ebm_utils.base import Gan, Sample, check_positive, randn
+from gan_ebm_utils.base import Gan, Kernel, Sample, check_positive, randn
+from gan_ebm_utils.samplers import ReplayBuffer, run_chain
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Penalty = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+# Data (R, n, *event) to samples of the model of the same shape.
+Negatives = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class History(NamedTuple):
@@ -136,7 +139,7 @@ def train_gan(
 def train_ebm(
     energy: nn.Module,
     data: Sample,
-    negatives: Callable[[Tensor, torch.Generator], Tensor],
+    negatives: Negatives,
     n_steps: int,
     generator: torch.Generator,
     *,
@@ -188,6 +191,31 @@ def train_ebm(
             callback(step)
     real, fake = zip(*history, strict=True)
     return EbmHistory(torch.stack(real), torch.stack(fake))
+
+
+def contrastive(kernel: Kernel, k: int) -> Negatives:
+    """Negatives of CD-k: chains of k steps that start at the data (Hinton 2002, section 3)."""
+    return lambda x, generator: _moved(kernel, x, k, generator)
+
+
+def persistent(kernel: Kernel, k: int, buffer: ReplayBuffer) -> Negatives:
+    """Negatives of persistent chains: k steps from where earlier ones ended (Tieleman 2008)."""
+
+    def negatives(x: Tensor, generator: torch.Generator) -> Tensor:
+        y = _moved(kernel, buffer.draw(x.shape[1], generator), k, generator)
+        buffer.store(y)
+        return y
+
+    return negatives
+
+
+def short_run(kernel: Kernel, k: int, noise: Sample) -> Negatives:
+    """Negatives of short-run chains: k steps from fresh noise (Nijkamp et al. 2019)."""
+    return lambda x, generator: _moved(kernel, noise(tuple(x.shape[:2]), generator), k, generator)
+
+
+def _moved(kernel: Kernel, x: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    return run_chain(kernel, x, k, generator, thin=k).positions[-1]
 
 
 def _adam(network: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:

@@ -16,6 +16,7 @@ from gan_ebm_utils.networks import (
     MnistClassifier,
     SpectralNorm,
     StackedLinear,
+    energy_mlp,
     mlp,
     spectral_norm,
 )
@@ -397,3 +398,17 @@ def test_one_column_is_the_same_affine_map():
     x = randn(3, 5, 7, generator=rng(1))
     expected = torch.einsum("rni,rio->rno", x, layer.weight) + layer.bias
     torch.testing.assert_close(layer(x), expected)
+
+
+# --- energies ---
+
+
+def test_a_confined_energy_is_its_function_and_a_quadratic():
+    energy = energy_mlp(2, (8,), replicates=3, generator=rng(), scale=1.5)
+    same = mlp(2, (8,), replicates=3, generator=rng())
+    x = randn(3, 7, 2, generator=rng(1))
+    torch.testing.assert_close(energy(x), same(x) + x.square().sum(dim=2) / (2 * 1.5**2))
+    far = 1e3 * torch.eye(2).expand(3, 2, 2)
+    assert (energy(far) > 1e5).all() and not (same(far) > 1e5).any()
+    with pytest.raises(ValueError, match="scale must be positive"):
+        energy_mlp(2, (8,), generator=rng(), scale=0.0)

@@ -7,11 +7,18 @@ import torch
 import torch.nn.functional as F
 
 from gan_ebm_utils import losses, metrics
-from gan_ebm_utils.base import Gan, randn, seeded
+from gan_ebm_utils.base import Gan, Info, Kernel, State, randn, seeded
 from gan_ebm_utils.datasets import gaussian
 from gan_ebm_utils.networks import mlp
-from gan_ebm_utils.samplers import langevin, run_chain
-from gan_ebm_utils.training import fit_discriminator, train_ebm, train_gan
+from gan_ebm_utils.samplers import ReplayBuffer, langevin, run_chain
+from gan_ebm_utils.training import (
+    contrastive,
+    fit_discriminator,
+    persistent,
+    short_run,
+    train_ebm,
+    train_gan,
+)
 
 P, Q = gaussian([0.0, 0.0]), gaussian([1.5, 0.0])
 
@@ -463,3 +470,33 @@ def test_an_energy_that_overflows_says_at_which_step():
 
     with pytest.raises(RuntimeError, match="not finite at step 0: data .* confine the energy"):
         train_ebm(energy, P.sample, exploding, 3, rng())
+
+
+# --- where negatives start ---
+
+
+def jump(shift):
+    """A kernel that moves every chain by `shift` in each step."""
+
+    def step(state, generator):
+        always = torch.ones_like(state.energy)
+        return State(state.position + shift, state.energy, None), Info(always, always.bool())
+
+    return Kernel(lambda x: State(x.clone(), x.sum(dim=2), None), step)
+
+
+def origin(size, generator):
+    return torch.zeros(*size, 2)
+
+
+def test_each_rule_starts_where_it_says():
+    x = torch.full((2, 5, 2), 100.0)
+    assert torch.equal(contrastive(jump(1.0), 3)(x, rng()), x + 3)
+    noise = short_run(jump(1.0), 3, origin)
+    assert torch.equal(noise(x, rng()), torch.full((2, 5, 2), 3.0))
+    assert torch.equal(noise(x, rng()), torch.full((2, 5, 2), 3.0))  # from fresh noise again
+    buffer = ReplayBuffer(origin, 5, rng(), replicates=2, fresh_share=0.0)
+    chains = persistent(jump(1.0), 3, buffer)
+    assert torch.equal(chains(x, rng()), torch.full((2, 5, 2), 3.0))
+    assert torch.equal(chains(x, rng()), torch.full((2, 5, 2), 6.0))  # where they ended
+    assert (x == 100).all()
