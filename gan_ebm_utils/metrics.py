@@ -198,7 +198,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias, from samples (R, n, d), as (R,).
 
     0 if and only if the laws agree; in units of x. The estimate may be negative: over pairs of
-    different points it has the distance as its mean (Szekely and Rizzo 2013, equation 5.2).
+    different points it has the distance as its mean (Szekely and Rizzo 2013).
     """
     _check_pair(x, y)
     if min(x.shape[1], y.shape[1]) < 2:
@@ -258,7 +258,7 @@ def rhat(draws: Tensor) -> Tensor:
     """Rank-normalised split R-hat of draws (n_draws, n_chains) or (n_draws, n_chains, d), as (d,).
 
     Near 1 if the two halves of each chain, and the chains among each other, look alike. It is blind
-    to what no chain has visited (Vehtari et al. 2021, arXiv:1903.08008, section 4.1).
+    to what no chain has visited (Vehtari et al. 2021, arXiv:1903.08008).
 
     Raises ValueError for fewer than 4 draws, or chains that do not move; warns if the effective
     sample size is too small for the value to mean much.
@@ -270,7 +270,7 @@ def ess(draws: Tensor) -> Tensor:
     """Effective sample size, rank-normalised (bulk), all chains together; arguments as for `rhat`.
 
     The number of independent draws that would know the mean as well (Vehtari et al. 2021,
-    arXiv:1903.08008, section 4.2).
+    arXiv:1903.08008).
     """
     return _diagnose("ess", draws)
 

@@ -36,7 +36,7 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
 
     As the step s goes to 0 its law tends to e^{-E/T}/Z; at a finite step it is biased: for E =
     x^2/2 and T = 1 the variance is 1/(1 - s/4). At `temperature` 0 it is gradient descent (Welling
-    and Teh 2011, equation 4, with the full gradient and s for their epsilon).
+    and Teh 2011, with the full gradient and s for their epsilon).
 
     Raises ValueError for a step size that is not positive or a negative temperature.
     """
@@ -61,7 +61,7 @@ def mala(energy: Energy, step_size: float) -> Kernel:
 
     g(y|x) is the normal density with mean x - (s/2) grad E(x) and variance s. The law e^{-E}/Z is
     exact at every step size; the chain is slow where few proposals are accepted. A rejected state
-    stays, with its energy and gradient (Roberts and Tweedie 1996, section 1.4).
+    stays, with its energy and gradient (Roberts and Tweedie 1996).
 
     An energy of +inf is a point outside the support, which is never entered.
     """
@@ -85,7 +85,7 @@ def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> K
     """Metropolis-Hastings with proposals that do not look at the state.
 
     With log_ratio r = log target - log proposal density, up to a constant, y is accepted with
-    probability min(1, e^{r(y) - r(x)}) (Tierney 1994, section 2.3.3). The energy of a state is -r:
+    probability min(1, e^{r(y) - r(x)}) (Hastings 1970). The energy of a state is -r:
     its energy relative to the proposal. -inf stands for a point outside the target's support.
     """
 
@@ -107,8 +107,7 @@ def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: i
     """Iterated sampling importance resampling: choose among the state and fresh proposals.
 
     The next state is one of `n_candidates` points, the state and n_candidates - 1 proposals, drawn
-    with weights e^{r}. The target is invariant for every n_candidates >= 2 (Andrieu et al. 2010,
-    theorem 1, with a single time step).
+    with weights e^{r}. The target is invariant for every n_candidates >= 2 (Andrieu et al. 2018).
     """
     if n_candidates < 2:
         raise ValueError(
@@ -203,7 +202,7 @@ def annealed_log_partition(
     Chains start from the law p_0 of `start` and meet the bridges E_b = (1 - b) (-log p_0) + b E at
     b = 1/n_levels, ..., 1, with one MALA step in each. log w sums -(E + log p_0) / n_levels along
     the way, and Z = E w without bias; its logarithm is biased low by about half the squared error
-    (Neal 2001, arXiv:physics/9803008, equations 5 to 12). The standard error comes from the spread
+    (Neal 2001, arXiv:physics/9803008). The standard error comes from the spread
     of the weights and is itself too low if no chain found a heavy region.
 
     Raises ValueError for counts below 1, or a start without a density.
@@ -266,7 +265,7 @@ class ReplayBuffer:
     Holds `capacity` positions per replicate, (R, capacity, *event), at first from `fresh`. `draw`
     returns some of them, each replaced by a fresh one with probability `fresh_share`; `store` puts
     them back after the chain has moved them (Tieleman 2008; Du and Mordatch 2019,
-    arXiv:1903.08689, section 3.2).
+    arXiv:1903.08689).
     """
 
     def __init__(

@@ -156,7 +156,7 @@ def train_ebm(
     data and x- = negatives(x+, generator) come from the model, or from chains that should be: where
     they start is what tells contrastive divergence, persistent and short-run chains apart. With
     exact negatives and alpha = 0 the mean gradient is that of the negative log-likelihood (Hinton
-    2002, equation 2; alpha: Du and Mordatch 2019, arXiv:1903.08689). Adam; over the second half the
+    2002; alpha: Du and Mordatch 2019, arXiv:1903.08689). Adam; over the second half the
     learning rate falls linearly to 0. `callback(step)` is called after each step.
 
     Raises ValueError for counts below 1, a negative alpha or negatives of another shape than the
@@ -194,7 +194,7 @@ def train_ebm(
 
 
 def contrastive(kernel: Kernel, k: int) -> Negatives:
-    """Negatives of CD-k: chains of k steps that start at the data (Hinton 2002, section 3)."""
+    """Negatives of CD-k: chains of k steps that start at the data (Hinton 2002)."""
     return lambda x, generator: _moved(kernel, x, k, generator)
 
 
