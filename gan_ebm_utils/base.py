@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 # A sampler of data, (size, generator) -> (*size, *event).
 Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
+# Points (*batch, *event) to energies (*batch), in nats; low is likely.
+Energy = Callable[[Tensor], Tensor]
 
 
 class Distribution(NamedTuple):

@@ -5,20 +5,16 @@ Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_ebm_utils.base import Gan, check_positive
-
-Energy = Callable[[Tensor], Tensor]
+from gan_ebm_utils.base import Energy, Gan, check_positive
 
 
 def latent_energy(gan: Gan) -> Energy:
     """E(z) = |z|^2 / 2 - d(G(z)): the law whose pushforward is p_g e^d / Z.
 
-    If d = log(p_d / p_g), the pushforward is p_d (Che et al. 2020, arXiv:2003.06060, theorem 1).
+    If d = log(p_d / p_g), the pushforward is p_d (Che et al. 2020, arXiv:2003.06060).
     """
     return lambda z: z.square().sum(dim=-1) / 2 - gan.discriminator(gan.generator(z))
 

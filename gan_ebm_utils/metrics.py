@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from gan_ebm_utils.base import (
     Distribution,
+    Energy,
     Sample,
     check_positive,
     check_samples,
@@ -212,9 +212,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     return 2 * torch.cdist(x, y).mean(dim=(1, 2)) - within(x) - within(y)
 
 
-def log_partition(
-    energy: Callable[[Tensor], Tensor], box: Box, replicates: int = 1, n: int = 400
-) -> Tensor:
+def log_partition(energy: Energy, box: Box, replicates: int = 1, n: int = 400) -> Tensor:
     """log of the integral of e^{-E} over `box`, by the midpoint rule on n x n cells, as (R,).
 
     `energy` maps (R, m, 2) to (R, m); `box` = (left, right, bottom, top). What lies outside is not
@@ -225,7 +223,7 @@ def log_partition(
 
 
 def kl_to_truth(
-    energy: Callable[[Tensor], Tensor],
+    energy: Energy,
     truth: Distribution,
     box: Box,
     replicates: int = 1,
@@ -235,7 +233,8 @@ def kl_to_truth(
 
     Arguments as for `log_partition`; `truth` has a log_prob.
 
-    Raises ValueError if the truth has no density, or if less than .999 of it lies in the box.
+    Raises ValueError if the truth has no density, or if the grid does not see it: less than .999
+    of it in the box, or cells too wide.
     """
     if truth.log_prob is None:
         raise ValueError("truth has no log_prob, so no divergence from it can be computed")
@@ -250,8 +249,8 @@ def kl_to_truth(
     values = _on_grid(energy, points, replicates)
     log_z = torch.logsumexp(-values, dim=1) + math.log(cell)
     p = p / p.sum()
-    # Where p is 0, p log p is 0.
-    return (torch.where(p > 0, p * log_p, 0.0) + p * values).sum(dim=1) + log_z
+    # Where p is 0 nothing is added, even if an energy is infinite there.
+    return torch.where(p > 0, p * (log_p + values), 0.0).sum(dim=1) + log_z
 
 
 def rhat(draws: Tensor) -> Tensor:
@@ -282,8 +281,8 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
             f"got {tuple(draws.shape)}"
         )
     check_samples(draws=draws)
-    if (draws == draws[0]).all():
-        raise ValueError("no chain has moved: its draws are all the same")
+    if (draws == draws[0]).flatten(end_dim=1).all(dim=0).any():
+        raise ValueError("no chain has moved in some coordinate: its draws are all the same")
     # Imported here: only chains need it.
     from arviz_stats.base import array_stats
 
@@ -311,7 +310,7 @@ def _grid(box: Box, n: int) -> tuple[Tensor, float]:
 
 
 @torch.no_grad()
-def _on_grid(energy: Callable[[Tensor], Tensor], points: Tensor, replicates: int) -> Tensor:
+def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
     """Energies (R, m) of all replicates at points (m, 2), in float64."""
     check_positive(replicates=replicates)
     parts = [

@@ -19,6 +19,7 @@ from gan_ebm_utils.base import (
     Calls,
     Chain,
     Distribution,
+    Energy,
     Info,
     Kernel,
     Refined,
@@ -28,15 +29,13 @@ from gan_ebm_utils.base import (
     rand,
 )
 
-Energy = Callable[[Tensor], Tensor]
-
 
 def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kernel:
-    """Unadjusted Langevin: x <- x - (s/2) grad E(x) + sqrt(s T) noise, no rejection.
+    """Unadjusted Langevin: x <- x - (eps/2) grad E(x) + sqrt(eps T) noise, no rejection.
 
-    As the step s goes to 0 its law tends to e^{-E/T}/Z; at a finite step it is biased: for E =
-    x^2/2 and T = 1 the variance is 1/(1 - s/4). At `temperature` 0 it is gradient descent (Welling
-    and Teh 2011, with the full gradient and s for their epsilon).
+    As the step size eps goes to 0 its law tends to e^{-E/T}/Z; at a finite one it is biased: for
+    E = x^2/2 and T = 1 the variance is 1/(1 - eps/4). At `temperature` T = 0 it is gradient descent
+    (Welling and Teh 2011, with the full gradient).
 
     Raises ValueError for a step size that is not positive or a negative temperature.
     """
@@ -59,9 +58,9 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
 def mala(energy: Energy, step_size: float) -> Kernel:
     """Langevin proposals, accepted with probability min(1, e^{E(x) - E(y)} g(x|y) / g(y|x)).
 
-    g(y|x) is the normal density with mean x - (s/2) grad E(x) and variance s. The law e^{-E}/Z is
-    exact at every step size; the chain is slow where few proposals are accepted. A rejected state
-    stays, with its energy and gradient (Roberts and Tweedie 1996).
+    g(y|x) is the normal density with mean x - (eps/2) grad E(x) and variance eps. The law
+    e^{-E}/Z is exact at every step size; the chain is slow where few proposals are accepted. A
+    rejected state stays, with its energy and gradient (Roberts and Tweedie 1996).
 
     An energy of +inf is a point outside the support, which is never entered.
     """
@@ -160,6 +159,8 @@ def rejection_sample(
     million is kept.
     """
     check_positive(n=n, batch_size=batch_size)
+    if not math.isfinite(log_bound):
+        raise ValueError(f"log_bound must be finite, got {log_bound}")
     kept, n_kept, n_tried = [], 0, 0
     while n_kept < n:
         x = propose((batch_size,), generator)
@@ -202,12 +203,14 @@ def annealed_log_partition(
     Chains start from the law p_0 of `start` and meet the bridges E_b = (1 - b) (-log p_0) + b E at
     b = 1/n_levels, ..., 1, with one MALA step in each. log w sums -(E + log p_0) / n_levels along
     the way, and Z = E w without bias; its logarithm is biased low by about half the squared error
-    (Neal 2001, arXiv:physics/9803008). The standard error comes from the spread
-    of the weights and is itself too low if no chain found a heavy region.
+    (Neal 2001, arXiv:physics/9803008). The standard error comes from the spread of the weights and
+    is itself too low if no chain found a heavy region.
 
-    Raises ValueError for counts below 1, or a start without a density.
+    Raises ValueError for counts below 1, fewer than 2 chains, or a start without a density.
     """
-    check_positive(n_levels=n_levels, n_chains=n_chains, replicates=replicates)
+    check_positive(n_levels=n_levels, replicates=replicates)
+    if n_chains < 2:
+        raise ValueError(f"n_chains must be at least 2 for a standard error, got {n_chains}")
     if start.log_prob is None:
         raise ValueError("start has no log_prob; give a law with a density, such as gaussian(...)")
 

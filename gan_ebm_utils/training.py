@@ -156,8 +156,8 @@ def train_ebm(
     data and x- = negatives(x+, generator) come from the model, or from chains that should be: where
     they start is what tells contrastive divergence, persistent and short-run chains apart. With
     exact negatives and alpha = 0 the mean gradient is that of the negative log-likelihood (Hinton
-    2002; alpha: Du and Mordatch 2019, arXiv:1903.08689). Adam; over the second half the
-    learning rate falls linearly to 0. `callback(step)` is called after each step.
+    2002; alpha: Du and Mordatch 2019, arXiv:1903.08689). Adam; over the second half the learning
+    rate falls linearly to 0. `callback(step)` is called after each step.
 
     Raises ValueError for counts below 1, a negative alpha or negatives of another shape than the
     data, RuntimeError with the step if an energy stops being finite.
@@ -175,16 +175,16 @@ def train_ebm(
         if y.shape != x.shape:
             raise ValueError(f"negatives must be {tuple(x.shape)}, got {tuple(y.shape)}")
         real, fake = energy(x), energy(y)
-        gap = real.mean(dim=1) - fake.mean(dim=1)
-        if not gap.isfinite().all():
+        total = real.mean(dim=1) - fake.mean(dim=1)
+        total = total + alpha * (real.square().mean(dim=1) + fake.square().mean(dim=1))
+        if not total.isfinite().all():
             raise RuntimeError(
-                f"the energy is not finite at step {step}: data {real.mean(dim=1).tolist()}, "
-                f"negatives {fake.mean(dim=1).tolist()}; lower the learning rate or the step size "
-                "of the chains, or confine the energy"
+                f"the loss of the energy is not finite at step {step}: mean on data "
+                f"{real.mean(dim=1).tolist()}, on negatives {fake.mean(dim=1).tolist()}; "
+                "lower the learning rate or the step size of the chains, or confine the energy"
             )
-        bound = alpha * (real.square().mean(dim=1) + fake.square().mean(dim=1))
         optimizer.zero_grad()
-        (gap + bound).sum().backward()
+        total.sum().backward()
         optimizer.step()
         history.append((real.detach().mean(dim=1), fake.detach().mean(dim=1)))
         if callback is not None:

@@ -11,6 +11,7 @@ from scipy import stats
 from gan_ebm_utils import metrics
 from gan_ebm_utils.base import Distribution, randn, seeded
 from gan_ebm_utils.datasets import gaussian, gaussian_grid
+from gan_ebm_utils.samplers import mala, run_chain
 
 
 def rng(seed=0):
@@ -292,6 +293,15 @@ def test_kl_to_truth_is_the_closed_form():
     assert same.shape == (2,) and same.abs().max() < 1e-6
 
 
+def test_a_wall_where_there_are_no_data_costs_nothing():
+    truth = gaussian([0.0, 0.0], 0.05)
+
+    def walled(x):
+        return torch.where(x[..., 0].abs() < 2, -truth.log_prob(x), torch.inf)
+
+    assert metrics.kl_to_truth(walled, truth, (-3.0, 3.0, -3.0, 3.0)).abs() < 1e-5
+
+
 def test_bad_grids():
     with pytest.raises(ValueError, match="no log_prob"):
         metrics.kl_to_truth(quadratic, Distribution(lambda *_: None, None, None), BOX)
@@ -336,8 +346,12 @@ def test_rhat_sees_chains_that_stay_apart_and_halves_that_drift():
 
 
 def test_rhat_is_blind_to_what_no_chain_has_seen():
-    # The law has a second mode at 10; every chain sits in the first.
-    assert metrics.rhat(autoregressive(1000, 4, 0.3)) < 1.01
+    def two_modes(x):  # N(-10, 1) and N(10, 1), half each: the mean is 0
+        return -torch.logaddexp(-((x[..., 0] + 10) ** 2) / 2, -((x[..., 0] - 10) ** 2) / 2)
+
+    start = 10 + randn(4, 1, generator=rng())
+    draws = run_chain(mala(two_modes, 1.0), start, 4000, rng(1)).positions[..., 0]
+    assert metrics.rhat(draws) < 1.01 and draws.mean() > 9
 
 
 def test_short_chains_are_reported():
@@ -348,5 +362,8 @@ def test_short_chains_are_reported():
         metrics.ess(autoregressive(1000, 4, 0.3))
     with pytest.raises(ValueError, match=r"at least 4 draws, got \(3, 4\)"):
         metrics.rhat(torch.zeros(3, 4))
+    stuck = torch.stack([autoregressive(1000, 4, 0.3), torch.ones(1000, 4)], dim=2)
+    with pytest.raises(ValueError, match="no chain has moved in some coordinate"):
+        metrics.rhat(stuck)
     with pytest.raises(ValueError, match="no chain has moved"):
         metrics.ess(torch.zeros(10, 4))

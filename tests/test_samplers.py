@@ -7,7 +7,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch import nn
 
-from gan_ebm_utils.base import Calls, Distribution, count_calls, rand, randn
+from gan_ebm_utils.base import Calls, Distribution, Info, count_calls, rand, randn
 from gan_ebm_utils.datasets import gaussian, gaussian_ring, moons
 from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.samplers import (
@@ -154,9 +154,9 @@ def test_mala_without_a_term_is_not_exact():
                 state.energy - moved.energy
             )  # the proposal's densities are left out
             x = torch.where(accepted[:, None], moved.position, state.position)
-            return exact.init(x), (accepted.float(), accepted)
+            return exact.init(x), Info(accepted.float(), accepted)
 
-        return exact._replace(step=lambda state, g: (step(state, g)[0], exact.step(state, g)[1]))
+        return exact._replace(step=step)
 
     start = exact_samples(double_well, N, rng(3)).float()
     assert not agrees(last(incomplete(double_well, 0.15), start, 40), double_well)
@@ -406,6 +406,8 @@ def test_a_bound_that_is_exceeded_is_an_error():
         ValueError, match=r"of 10000 log ratios exceed log_bound = .*the largest is"
     ):
         rejection_sample(well_ratio, wide, 10, float(well_ratio(x).max()) - 0.5, rng())
+    with pytest.raises(ValueError, match="log_bound must be finite, got nan"):
+        rejection_sample(well_ratio, wide, 10, math.nan, rng())
     with pytest.raises(RuntimeError, match="too far from the target"):
         rejection_sample(well_ratio, wide, 10, 100.0, rng(), batch_size=1_000_000)
 
@@ -473,6 +475,8 @@ def test_annealing_needs_a_density():
     start = Distribution(wide, None, None)
     with pytest.raises(ValueError, match="no log_prob"):
         annealed_log_partition(normal_energy, start, 10, 0.1, rng())
+    with pytest.raises(ValueError, match="n_chains must be at least 2"):
+        annealed_log_partition(normal_energy, gaussian([0.0]), 5, 0.1, rng(), n_chains=1)
     with pytest.raises(ValueError, match="n_levels"):
         annealed_log_partition(normal_energy, gaussian([0.0]), 0, 0.1, rng())
 
