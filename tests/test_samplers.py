@@ -471,6 +471,14 @@ def test_annealing_finds_a_known_constant(law, constant):
     assert control.abs().min() > 5
 
 
+def test_annealing_is_exact_where_every_chain_has_the_same_weight():
+    # E = -log p_0 - c: each of the levels adds c / n_levels, and leaving one out would show.
+    start = gaussian([0.0, 0.0], 1.5)
+    for n_levels in (1, 7):
+        estimate = annealed_log_partition(offset(start, 3.0), start, n_levels, 0.1, rng(), 50)
+        assert abs(estimate.value - 3) < 1e-5 and estimate.standard_error < 1e-5
+
+
 def test_annealing_needs_a_density():
     start = Distribution(wide, None, None)
     with pytest.raises(ValueError, match="no log_prob"):
