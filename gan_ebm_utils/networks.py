@@ -158,8 +158,9 @@ def mlp(
 class Confined(nn.Module):
     """An energy with a finite partition function: E(x) = f(x) + |x|^2 / (2 s^2).
 
-    `function` is f, (R, n, d) to (R, n), which grows at most linearly, as an MLP with ReLU, SiLU or
-    Fourier features does; `scale` = s is in units of x.
+    `function` is f, (R, n, *event) to (R, n), which grows at most linearly, as networks of linear
+    layers with ReLU, SiLU or Fourier features do; the norm is over all of the event's axes, and
+    `scale` = s is in units of x.
     """
 
     def __init__(self, function: nn.Module, scale: float) -> None:
@@ -168,7 +169,7 @@ class Confined(nn.Module):
         self.function, self.scale = function, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x) + x.square().sum(dim=-1) / (2 * self.scale**2)
+        return self.function(x) + x.square().flatten(2).sum(dim=2) / (2 * self.scale**2)
 
 
 def energy_mlp(

@@ -10,6 +10,7 @@ from torch import nn
 from gan_ebm_utils import losses
 from gan_ebm_utils.base import randn, seeded
 from gan_ebm_utils.networks import (
+    Confined,
     ConvDiscriminator,
     ConvGenerator,
     FourierFeatures,
@@ -412,3 +413,7 @@ def test_a_confined_energy_is_its_function_and_a_quadratic():
     assert (energy(far) > 1e5).all() and not (same(far) > 1e5).any()
     with pytest.raises(ValueError, match="scale must be positive"):
         energy_mlp(2, (8,), generator=rng(), scale=0.0)
+    pictures = randn(2, 3, 1, 8, 8, generator=rng(2))
+    function = ConvDiscriminator(8, replicates=2, generator=rng())
+    expected = function(pictures) + pictures.square().sum(dim=(2, 3, 4)) / 8
+    torch.testing.assert_close(Confined(function, 2.0)(pictures), expected)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ import torch
 from gan_ebm_utils import checkpoints, datasets, networks
 from gan_ebm_utils.base import seeded
 from gan_ebm_utils.datasets import gaussian_grid
-from gan_ebm_utils.metrics import frechet_distance, mode_report
-from gan_ebm_utils.recipes import gaussians25_gan, mnist_features
+from gan_ebm_utils.metrics import frechet_distance, kl_to_truth, mode_report
+from gan_ebm_utils.recipes import gaussians25_gan, mnist_features, plane_ebms
 
 # `mnist_features.digest` of the official files, whose own digests are in `datasets.SHA256`.
 MNIST_SHA256 = "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b"
@@ -277,3 +278,56 @@ def test_a_small_run_of_the_gans_is_stored(tmp_path):
     stored = checkpoints.load("gaussians25_gan", folder=tmp_path)
     assert stored.networks["generator"](torch.zeros(2, 3, 2)).shape == (2, 3, 2)
     assert stored.card["settings"]["steps"] == 2
+
+
+# --- plane_ebms ---
+
+
+@pytest.fixture
+def resting(tmp_path, monkeypatch):
+    """Two laws only; unfinished work rests in a folder of this test."""
+    monkeypatch.setattr(plane_ebms, "LAWS", ("ring", "moons"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    return tmp_path / "temporary"
+
+
+SHORT = ["--steps", "2", "--replicates", "2", "--out"]
+
+
+def test_energies_of_the_plane_are_written_with_a_card(resting, tmp_path):
+    plane_ebms.main([*SHORT, str(tmp_path)])
+    stored = checkpoints.load("plane_ebms", folder=tmp_path)
+    names = {f"{law}_{rule}" for law in plane_ebms.LAWS for rule in plane_ebms.RULES}
+    assert set(stored.networks) == set(stored.card["metrics"]) == names
+    energy = stored.networks["moons_pcd"]
+    assert energy(torch.zeros(2, 5, 2)).shape == (2, 5)
+    law = plane_ebms.law_of("moons")
+    value = kl_to_truth(energy, law, plane_ebms.BOX, 2, plane_ebms.N_CELLS)
+    on_card = torch.tensor(stored.card["metrics"]["moons_pcd"]["kl"], dtype=torch.float64)
+    torch.testing.assert_close(value, on_card, atol=1e-3, rtol=0)
+
+
+def test_a_second_start_trains_only_what_is_missing(resting, tmp_path, monkeypatch):
+    plane_ebms.main([*SHORT, str(tmp_path)])
+    finished = sorted(resting.rglob("*.pt"))
+    assert len(finished) == 8
+    finished[3].unlink()
+    trained = []
+    train = plane_ebms.train
+    monkeypatch.setattr(
+        plane_ebms, "train", lambda *arguments: trained.append(arguments) or train(*arguments)
+    )
+    plane_ebms.main([*SHORT, str(tmp_path)])
+    assert len(trained) == 1
+    plane_ebms.main([*SHORT, str(tmp_path), "--seed", "1"])  # other settings start anew
+    assert len(trained) == 9
+
+
+def test_the_average_is_of_the_weights():
+    last, average = plane_ebms.train("ring", "cd1", 3, 2, 0)
+    pairs = zip(last.parameters(), average.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    first, same = plane_ebms.train("ring", "cd1", 1, 2, 0)
+    for a, b in zip(first.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(a, b)  # the average of one
