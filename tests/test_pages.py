@@ -7,6 +7,7 @@ Chromium. Without Chromium only the build is tested.
 import contextlib
 import functools
 import http.server
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 CHAPTER = "notebooks/01_density_ratios.html"
+CHAINS = "notebooks/02_energy_based_models.html"  # holds the figure that moves
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -221,6 +223,87 @@ def test_keys_reach_the_text_and_open_a_solution(page, book):
     button.focus()
     page.keyboard.press("Enter")
     assert hidden.is_visible()
+
+
+# ---- the figure in which chains move
+
+
+class Demo:
+    """The figure on its page: what its line of text says, and its sliders."""
+
+    def __init__(self, page, address):
+        self.page = page
+        page.goto(address)
+        page.wait_for_selector(".demo canvas")
+
+    def text(self):
+        return self.page.locator(".demo-status").inner_text()
+
+    def number(self, before):
+        """The number that follows some words of the text."""
+        return float(re.search(before + r" ([\d.]+)", self.text())[1])
+
+    def wait_for_step(self, step):
+        self.page.wait_for_function(
+            "step => parseInt(document.querySelector('.demo-status').innerText.slice(5)) >= step",
+            arg=step,
+        )
+
+    def set(self, name, exponent):
+        slider = self.page.get_by_label(name)
+        slider.evaluate(
+            "(e, value) => { e.value = value; e.dispatchEvent(new Event('input')) }", exponent
+        )
+
+    def press(self, name):
+        self.page.locator(".demo button", has_text=name).click()
+
+    def picture(self):
+        return self.page.locator(".demo canvas").screenshot()
+
+
+def test_chains_follow_the_sliders(page, book):
+    demo = Demo(page, book + CHAINS)
+    demo.wait_for_step(300)
+    assert demo.number("centres") == pytest.approx(0.35, rel=0.2)
+    demo.set("temperature", -2)  # 0.01, a tenth of the width
+    demo.wait_for_step(900)
+    assert demo.number("centres") == pytest.approx(0.035, rel=0.3)
+    demo.set("temperature", 0)
+    demo.set("step size", 0)  # 1, more than 4 times the variance of a well
+    demo.wait_for_step(1200)
+    assert "diverged" in demo.text()
+    demo.set("step size", -2)
+    demo.press("restart")
+    assert demo.number("step") < 50 and "diverged" not in demo.text()
+
+
+def test_chains_rest_while_paused(page, book):
+    demo = Demo(page, book + CHAINS)
+    demo.wait_for_step(20)
+    moving = demo.picture()
+    page.wait_for_timeout(300)
+    assert demo.picture() != moving
+    demo.press("pause")
+    resting = demo.picture()
+    page.wait_for_timeout(300)
+    assert demo.picture() == resting
+    demo.press("run")
+    page.wait_for_timeout(300)
+    assert demo.picture() != resting
+
+
+def test_chains_rest_for_those_who_want_less_motion(page, book):
+    page.emulate_media(reduced_motion="reduce")
+    demo = Demo(page, book + CHAINS)
+    page.wait_for_timeout(300)
+    assert demo.number("step") == 0
+    assert page.locator(".demo button", has_text="run").count() == 1
+
+
+def test_other_pages_have_no_chains(page, book):
+    page.goto(book + CHAPTER)
+    assert page.locator(".demo").count() == 0
 
 
 # ---- controls: hand-made pages that are bad in one way each

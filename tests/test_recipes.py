@@ -285,8 +285,9 @@ def test_a_small_run_of_the_gans_is_stored(tmp_path):
 
 @pytest.fixture
 def resting(tmp_path, monkeypatch):
-    """Two laws only; unfinished work rests in a folder of this test."""
+    """Two laws and a coarse grid; unfinished work rests in a folder of this test."""
     monkeypatch.setattr(plane_ebms, "LAWS", ("ring", "moons"))
+    monkeypatch.setattr(plane_ebms, "N_CELLS", 200)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     return tmp_path / "temporary"
@@ -322,6 +323,19 @@ def test_a_second_start_trains_only_what_is_missing(resting, tmp_path, monkeypat
     assert len(trained) == 1
     plane_ebms.main([*SHORT, str(tmp_path), "--seed", "1"])  # other settings start anew
     assert len(trained) == 9
+
+
+def test_the_energies_of_the_package_score_as_their_card_says():
+    stored = checkpoints.load("plane_ebms")
+    assert stored.card["settings"]["replicates"] == 10
+    assert stored.card["settings"]["step_sizes"] == plane_ebms.STEP_SIZES
+    names = {f"{law}_{rule}" for law in plane_ebms.LAWS for rule in plane_ebms.RULES}
+    assert set(stored.networks) == set(stored.card["metrics"]) == names
+    for name in ("ring_cdk", "moons_cd1"):
+        law = plane_ebms.law_of(name.split("_")[0])
+        value = kl_to_truth(stored.networks[name], law, (-4.0, 4.0, -4.0, 4.0), 10, 160)
+        on_card = torch.tensor(stored.card["metrics"][name]["kl"], dtype=torch.float64)
+        torch.testing.assert_close(value, on_card, atol=5e-3, rtol=0)
 
 
 def test_the_average_is_of_the_weights():
