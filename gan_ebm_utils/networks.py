@@ -54,8 +54,8 @@ class StackedLinear(nn.Module):
 class FourierFeatures(nn.Module):
     """x followed by the cosines and sines of random projections of it: (R, n, d) to (R, n, d + 2m).
 
-    The frequencies B are (m, d) with entries N(0, scale^2) in radians per unit of x, and are not
-    trained, and are the same for all replicates: gamma(x) = [x, cos(B x), sin(B x)]. They let a
+    The frequencies B are (m, d) with entries N(0, scale^2) in radians per unit of x; they are not
+    trained and are the same for all replicates: gamma(x) = [x, cos(B x), sin(B x)]. They let a
     network resolve structure of size about 1/scale (Tancik et al. 2020, arXiv:2006.10739, section
     6).
     """
