@@ -91,15 +91,16 @@ class Calls(NamedTuple):
 
 
 class Refined(NamedTuple):
-    """Samples from a sampler that refines a proposal, (n, *event), and what they cost.
+    """Samples from a sampler that refines a proposal, and what they cost.
 
-    `latents` are theirs, or None where there are none; `acceptance_rate` is the share of proposals
-    that were kept.
+    `samples` are (n, *event), or (R, n, *event) with replicates, and `latents` theirs, or None.
+    `acceptance_rate` is the share of proposals that were kept, one per replicate, or None for a
+    method that refuses nothing. `calls` are those of all replicates together.
     """
 
     samples: Tensor
     latents: Tensor | None
-    acceptance_rate: float
+    acceptance_rate: float | Tensor | None
     calls: Calls
 
 

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from scipy.special import roots_legendre
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan_ebm_utils.base import (
     Distribution,
+    Gan,
     check_positive,
     check_samples,
     partial_folder,
@@ -249,6 +250,80 @@ def pinwheel(
         return torch.stack([r * cos - s * sin, r * sin + s * cos], dim=-1)
 
     return Distribution(sample, None, None)
+
+
+class ExactGan(NamedTuple):
+    """A GAN of which everything is known: the laws of the data and of the samples, and their ratio.
+
+    `gan.discriminator` is log_prob of `data` minus log_prob of `generated`, and `log_bound` its
+    largest value, so that log M of rejection sampling is exact.
+    """
+
+    gan: Gan
+    data: Distribution
+    generated: Distribution
+    log_bound: float
+
+
+class _Bend(nn.Module):
+    """G(z) = (z_1 + c sqrt(1 + z_1^2), z_2 + sin(2 x_1)), with c = .3: density and inverse known.
+
+    Both derivatives of x_1 by z_1 in the tails, 1 - c and 1 + c, are bounded, and so are the forces
+    that a Langevin chain meets.
+    """
+
+    c = 0.3
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = z[..., 0] + self.c * (1 + z[..., 0] ** 2).sqrt()
+        return torch.stack([x, z[..., 1] + (2 * x).sin()], dim=-1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        _check_points(x, 2)
+        x, second = x[..., 0], x[..., 1] - (2 * x[..., 0]).sin()
+        first = (x - self.c * (x**2 + 1 - self.c**2).sqrt()) / (1 - self.c**2)
+        stretch = torch.log1p(self.c * first / (1 + first**2).sqrt())  # log of dx_1 / dz_1
+        return -(first**2 + second**2) / 2 - math.log(2 * math.pi) - stretch
+
+
+class _LogRatio(nn.Module):
+    def __init__(self, p: Callable[[Tensor], Tensor], q: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.p, self.q = p, q
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.p(x) - self.q(x)
+
+
+def exact_gan() -> ExactGan:
+    """A generator that can be inverted and the exact logit: the ground truth of samplers.
+
+    G(z) = (z_1 + .3 sqrt(1 + z_1^2), z_2 + sin(2 x_1)) in the plane, so that p_g(x) is
+    N(G^{-1}(x); 0, I) / |det G'|; the data are three equal Gaussians of standard deviation .4. The
+    ratio p_d / p_g is bounded, since p_g has the wider tails. The networks take any number of
+    replicates.
+
+    >>> exact = exact_gan()
+    >>> x = exact.gan.generator(torch.randn(2, 1000, 2, generator=torch.Generator().manual_seed(0)))
+    >>> bool((exact.gan.discriminator(x) <= exact.log_bound).all())
+    True
+    """
+    data = _mixture(torch.tensor([[-0.8, -0.9], [1.3, -0.3], [0.2, 1.1]]), 0.4)
+    bend = _Bend()
+
+    def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return bend(randn(*_shape(size), 2, generator=generator))
+
+    ratio = _LogRatio(data.log_prob, bend.log_prob)
+    # The best point of a grid, then Newton's steps from there.
+    axis = torch.linspace(-2.5, 2.5, 201, dtype=torch.float64)
+    x = torch.cartesian_prod(axis, axis)
+    x = x[ratio(x).argmax()]
+    for _ in range(10):
+        gradient = torch.autograd.functional.jacobian(ratio, x)
+        x = x - torch.linalg.solve(torch.autograd.functional.hessian(ratio, x), gradient)
+    gan = Gan(bend, ratio, 2)
+    return ExactGan(gan, data, Distribution(sample, bend.log_prob, None), float(ratio(x)))
 
 
 class Images(NamedTuple):

@@ -19,13 +19,23 @@ def latent_energy(gan: Gan) -> Energy:
     return lambda z: z.square().sum(dim=-1) / 2 - gan.discriminator(gan.generator(z))
 
 
-def dot_energy(gan: Gan, start: Tensor, k: float) -> Energy:
+def wgan_latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
+    """E(z) = |z|^2 / 2 - f(G(z)) / T, for a Wasserstein critic f in the place of the logit.
+
+    At T = 1 this is the energy of Che et al. (2020, arXiv:2003.06060). A critic is no
+    log ratio, so that no T makes the pushforward p_d in general; `refine.calibrate` fits one.
+    """
+    check_positive(temperature=temperature)
+    return lambda z: z.square().sum(dim=-1) / 2 - gan.discriminator(gan.generator(z)) / temperature
+
+
+def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
     """E(z) = |z - z_0| - d(G(z)) / k, whose minimum transports z_0 along a ray.
 
-    `start` is z_0, (R, n, latent_dim); `k` a Lipschitz constant of d(G(z)) (Tanaka 2019,
-    arXiv:1910.06832).
+    `start` is z_0, (R, n, latent_dim); `k` a Lipschitz constant of d(G(z)), one number or (R, 1)
+    (Tanaka 2019, arXiv:1910.06832).
     """
-    check_positive(k=k)
+    check_positive(k=float(k) if not isinstance(k, Tensor) else float(k.min()))
     return lambda z: (z - start).norm(dim=-1) - gan.discriminator(gan.generator(z)) / k
 
 

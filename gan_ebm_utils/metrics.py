@@ -212,6 +212,47 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     return 2 * torch.cdist(x, y).mean(dim=(1, 2)) - within(x) - within(y)
 
 
+def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> Tensor:
+    """Pearson's test of independent samples x (R, n, 2) against a density, as z-scores (R,).
+
+    The box is cut into n_cells x n_cells cells; those where the truth expects fewer than 10 of the
+    n samples, and all outside, count as one. sum (count - n p)^2 / (n p) has a chi-square law if
+    the samples have that density; its cube root is close to normal (Wilson and Hilferty 1931), and
+    the score is that root's distance from its mean in standard deviations. Large is bad.
+
+    Raises ValueError if fewer than 2 cells are left: give more samples, or a box around the data.
+    """
+    if x.ndim != 3 or x.shape[2] != 2:
+        raise ValueError(f"x must be (R, n, 2), got {tuple(x.shape)}")
+    if truth.log_prob is None:
+        raise ValueError("truth has no log_prob, so no cell has a known probability")
+    check_samples(x=x)
+    fine = 20  # points of the midpoint rule along each side of a cell
+    points, area = _grid(box, n_cells * fine)
+    p = truth.log_prob(points).exp() * area
+    p = p.reshape(n_cells, fine, n_cells, fine).sum(dim=(1, 3)).flatten()
+    x, n = x.detach().double().cpu(), x.shape[1]
+    left, right, bottom, top = box
+    column = ((x[..., 0] - left) / (right - left) * n_cells).floor().long()
+    row = ((x[..., 1] - bottom) / (top - bottom) * n_cells).floor().long()
+    inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
+    cell = torch.where(inside, column * n_cells + row, n_cells**2)
+    count = torch.zeros(len(x), n_cells**2 + 1, dtype=torch.float64)
+    count.scatter_add_(1, cell, torch.ones_like(x[..., 0]))
+    own = n * p >= 10
+    if int(own.sum()) < 2:
+        raise ValueError(
+            f"only {int(own.sum())} cells expect 10 of the {n} samples or more; give more samples, "
+            "fewer cells, or a box around the data"
+        )
+    expected = torch.cat([n * p[own], (n * (1 - p[own].sum())).clamp(min=1e-3)[None]])
+    seen = count[:, :-1][:, own]
+    seen = torch.cat([seen, n - seen.sum(dim=1, keepdim=True)], dim=1)
+    statistic = ((seen - expected) ** 2 / expected).sum(dim=1)
+    spread = 2 / (9 * int(own.sum()))
+    return ((statistic / int(own.sum())) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+
+
 def log_partition(energy: Energy, box: Box, replicates: int = 1, n: int = 400) -> Tensor:
     """log of the integral of e^{-E} over `box`, by the midpoint rule on n x n cells, as (R,).
 

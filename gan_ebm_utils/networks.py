@@ -200,6 +200,24 @@ def energy_mlp(
     return Confined(function, scale)
 
 
+class NoisyGenerator(nn.Module):
+    """G(z) + std z' with standard normal z': a law that has a density, of one latent (z, z').
+
+    Maps (R, n, latent_dim + size of the event) to (R, n, *event); the first `latent_dim` columns go
+    through `generator` (Che et al. 2020, arXiv:2003.06060). A discriminator for it
+    must be fitted to its samples, not to those of G.
+    """
+
+    def __init__(self, generator: nn.Module, latent_dim: int, std: float) -> None:
+        super().__init__()
+        check_positive(latent_dim=latent_dim, std=std)
+        self.generator, self.latent_dim, self.std = generator, latent_dim, std
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.generator(z[..., : self.latent_dim])
+        return x + self.std * z[..., self.latent_dim :].reshape(x.shape)
+
+
 class _Convolutions(nn.Module):
     """Layers that run R copies as the groups of one convolution.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gan_ebm_utils.base import Gan, Kernel, Sample, check_positive, randn
+from gan_ebm_utils.losses import gan_d_loss
 from gan_ebm_utils.samplers import ReplayBuffer, run_chain
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -64,14 +65,37 @@ def fit_discriminator(
     check_positive(learning_rate=learning_rate)
     optimizer = _adam(discriminator, learning_rate, (0.9, 0.99))
     size = (replicates, batch_size)
-    losses = []
+    losses = _record(n_steps, replicates, generator)
     for step in tqdm(range(n_steps), desc="discriminator"):
         _set_rate(optimizer, learning_rate * (1 + math.cos(math.pi * step / n_steps)) / 2)
         x, y = real(size, generator), fake(size, generator)
-        losses.append(
-            _discriminator_step(discriminator, optimizer, loss, penalty, x, y, generator, step)
+        losses[step] = _discriminator_step(
+            discriminator, optimizer, loss, penalty, x, y, generator, step
         )
-    return torch.stack(losses)
+    return losses
+
+
+def refit_discriminator(
+    gan: Gan,
+    discriminator: nn.Module,
+    data: Sample,
+    n_steps: int,
+    generator: torch.Generator,
+    **settings: object,
+) -> Gan:
+    """`gan` with `discriminator` in the place of its own, fitted to its generator as it stands.
+
+    The generator is frozen, so that the logit tends to log(p_d / p_g) and not to where a game left
+    it. `settings` are those of `fit_discriminator`: replicates, batch_size, learning_rate, penalty.
+    `data` draws from the points that the refit may see.
+    """
+
+    def fake(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            return gan.generator(randn(*size, gan.latent_dim, generator=generator))
+
+    fit_discriminator(discriminator, data, fake, gan_d_loss, n_steps, generator, **settings)
+    return gan._replace(discriminator=discriminator.requires_grad_(False))
 
 
 def train_gan(
@@ -103,7 +127,7 @@ def train_gan(
     d_optimizer = _adam(gan.discriminator, learning_rate, betas)
     g_optimizer = _adam(gan.generator, learning_rate, betas)
     size = (replicates, batch_size)
-    d_losses, g_losses = [], []
+    history = History(*(_record(n_steps, replicates, generator) for _ in History._fields))
     for step in tqdm(range(n_steps), desc="GAN"):
         for optimizer in (d_optimizer, g_optimizer):
             _set_rate(optimizer, learning_rate * min(1.0, 2 * (1 - step / n_steps)))
@@ -114,7 +138,7 @@ def train_gan(
             value = _discriminator_step(
                 gan.discriminator, d_optimizer, d_loss, penalty, x, y, generator, step
             )
-        d_losses.append(value)
+        history.d_loss[step] = value
         # The generator's gradient passes through the discriminator, whose weights need none.
         gan.discriminator.requires_grad_(False)
         try:
@@ -130,10 +154,10 @@ def train_gan(
         finally:
             gan.discriminator.requires_grad_(True)
         g_optimizer.step()
-        g_losses.append(value.detach())
+        history.g_loss[step] = value.detach()
         if callback is not None:
             callback(step)
-    return History(torch.stack(d_losses), torch.stack(g_losses))
+    return history
 
 
 def train_ebm(
@@ -167,7 +191,7 @@ def train_ebm(
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
     optimizer = _adam(energy, learning_rate, betas)
-    history = []
+    history = EbmHistory(*(_record(n_steps, replicates, generator) for _ in EbmHistory._fields))
     for step in tqdm(range(n_steps), desc="EBM"):
         _set_rate(optimizer, learning_rate * min(1.0, 2 * (1 - step / n_steps)))
         x = data((replicates, batch_size), generator)
@@ -186,11 +210,13 @@ def train_ebm(
         optimizer.zero_grad()
         total.sum().backward()
         optimizer.step()
-        history.append((real.detach().mean(dim=1), fake.detach().mean(dim=1)))
+        history.real[step], history.fake[step] = (
+            real.detach().mean(dim=1),
+            fake.detach().mean(dim=1),
+        )
         if callback is not None:
             callback(step)
-    real, fake = zip(*history, strict=True)
-    return EbmHistory(torch.stack(real), torch.stack(fake))
+    return history
 
 
 def contrastive(kernel: Kernel, k: int) -> Negatives:
@@ -216,6 +242,15 @@ def short_run(kernel: Kernel, k: int, noise: Sample) -> Negatives:
 
 def _moved(kernel: Kernel, x: Tensor, k: int, generator: torch.Generator) -> Tensor:
     return run_chain(kernel, x, k, generator, thin=k).positions[-1]
+
+
+def _record(n_steps: int, replicates: int, generator: torch.Generator) -> Tensor:
+    """Room for a number of each step and replicate, filled with nan.
+
+    A list of small tensors, each from between large ones, would keep the memory of thousands of
+    steps in pieces: a megabyte for each step, where the networks are wide.
+    """
+    return torch.full((n_steps, replicates), math.nan, device=generator.device)
 
 
 def _adam(network: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:

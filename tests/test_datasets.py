@@ -510,3 +510,36 @@ def test_killed_download_leaves_no_half_file(data_folder, monkeypatch):
         assert os.listdir(data_folder) == ["mnist.npz"]
     finally:
         server.close()
+
+
+# --- a GAN of which everything is known ---
+
+
+def test_the_exact_gan_is_exact():
+    exact = datasets.exact_gan()
+    axis = torch.linspace(-9, 9, 1201, dtype=torch.float64)
+    x, cell = torch.cartesian_prod(axis, axis), (18 / 1200) ** 2
+    p_g, p_d = exact.generated.log_prob(x).exp(), exact.data.log_prob(x).exp()
+    assert abs(p_g.sum() * cell - 1) < 1e-6 and abs(p_d.sum() * cell - 1) < 1e-6
+    # The density is that of the samples: moments by quadrature and by the generator.
+    n = 200_000
+    drawn = exact.gan.generator(torch.randn(n, 2, generator=seeded(0, "cpu")).double())
+    torch.testing.assert_close(
+        exact.generated.sample((n,), seeded(0, "cpu")), drawn.float(), rtol=1e-5, atol=1e-5
+    )
+    for f in (
+        lambda x: x[:, 0],
+        lambda x: x[:, 1],
+        lambda x: x[:, 0] * x[:, 1],
+        lambda x: x[:, 1] ** 2,
+    ):
+        mean, square = (p_g * f(x)).sum() * cell, (p_g * f(x) ** 2).sum() * cell
+        assert abs(f(drawn).mean() - mean) <= 5 * ((square - mean**2) / n).sqrt()
+    # The logit is the log ratio, and its bound is the least one.
+    torch.testing.assert_close(
+        exact.gan.discriminator(x), exact.data.log_prob(x) - exact.generated.log_prob(x)
+    )
+    largest = float(exact.gan.discriminator(x).max())
+    assert largest <= exact.log_bound <= largest + 1e-3
+    # E_{p_g} e^d = 1.
+    assert abs((p_g * exact.gan.discriminator(x).exp()).sum() * cell - 1) < 1e-6

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gan_ebm_utils.base import Gan, randn, seeded
-from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy
+from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy, wgan_latent_energy
 from gan_ebm_utils.samplers import mala, run_chain
 
 
@@ -46,6 +46,15 @@ def test_the_energy_is_the_formula():
     z = randn(2, 5, 1, generator=rng())
     expected = z[..., 0] ** 2 / 2 - GAN.discriminator(GAN.generator(z))
     torch.testing.assert_close(latent_energy(GAN)(z), expected)
+
+
+def test_a_critic_is_divided_by_its_temperature():
+    z = randn(2, 5, 1, generator=rng())
+    expected = z[..., 0] ** 2 / 2 - GAN.discriminator(GAN.generator(z)) / 3
+    torch.testing.assert_close(wgan_latent_energy(GAN, 3.0)(z), expected)
+    torch.testing.assert_close(wgan_latent_energy(GAN)(z), latent_energy(GAN)(z))
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        wgan_latent_energy(GAN, 0)
 
 
 def test_transport_starts_where_it_is():

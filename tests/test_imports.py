@@ -19,6 +19,7 @@ FLOORS = {
     "metrics": 1,
     "networks": 1,
     "plotting": 1,
+    "refine": 2,
     "samplers": 1,
     "training": 2,
 }

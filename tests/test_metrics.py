@@ -367,3 +367,39 @@ def test_short_chains_are_reported():
         metrics.rhat(stuck)
     with pytest.raises(ValueError, match="no chain has moved"):
         metrics.ess(torch.zeros(10, 4))
+
+
+# --- chi-square ---
+
+SQUARE = (-3.0, 3.0, -3.0, 3.0)
+
+
+def test_the_score_of_the_right_law_is_standard_normal():
+    law = gaussian([0.0, 0.0])
+    scores = metrics.chi_square(law.sample((1000, 5000), rng()), law, SQUARE)
+    assert scores.shape == (1000,)
+    assert abs(scores.mean()) <= 5 / math.sqrt(1000)
+    assert abs(scores.std() - 1) <= 0.1 and scores.max() < 5
+
+
+@pytest.mark.parametrize("mean, std", [([0.1, 0.0], 1.0), ([0.0, 0.0], 1.05)])
+def test_the_score_of_a_wrong_law_is_large(mean, std):
+    wrong = gaussian(mean, std).sample((5, 20_000), rng())
+    assert (metrics.chi_square(wrong, gaussian([0.0, 0.0]), SQUARE) > 5).all()
+
+
+def test_what_lies_outside_the_box_is_counted_too():
+    law = gaussian([0.0, 0.0])
+    x = law.sample((1, 5000), rng())
+    x[:, :200] = 50.0
+    assert (metrics.chi_square(x, law, SQUARE) > 5).all()
+
+
+def test_a_chi_square_needs_cells():
+    law = gaussian([0.0, 0.0])
+    with pytest.raises(ValueError, match="only 0 cells expect 10 of the 50 samples"):
+        metrics.chi_square(law.sample((1, 50), rng()), law, SQUARE)
+    with pytest.raises(ValueError, match=r"x must be \(R, n, 2\)"):
+        metrics.chi_square(torch.zeros(1, 50, 3), law, SQUARE)
+    with pytest.raises(ValueError, match="no log_prob"):
+        metrics.chi_square(torch.zeros(1, 50, 2), law._replace(log_prob=None), SQUARE)

@@ -15,6 +15,7 @@ from gan_ebm_utils.networks import (
     ConvGenerator,
     FourierFeatures,
     MnistClassifier,
+    NoisyGenerator,
     SpectralNorm,
     StackedLinear,
     energy_mlp,
@@ -417,3 +418,13 @@ def test_a_confined_energy_is_its_function_and_a_quadratic():
     function = ConvDiscriminator(8, replicates=2, generator=rng())
     expected = function(pictures) + pictures.square().sum(dim=(2, 3, 4)) / 8
     torch.testing.assert_close(Confined(function, 2.0)(pictures), expected)
+
+
+def test_a_noisy_generator_adds_the_last_latents():
+    images = ConvGenerator(8, latent_dim=3, replicates=2, generator=rng())
+    noisy = NoisyGenerator(images, 3, 0.5)
+    z = torch.randn(2, 4, 3 + 64, generator=rng())
+    expected = images(z[..., :3]) + 0.5 * z[..., 3:].reshape(2, 4, 1, 8, 8)
+    torch.testing.assert_close(noisy(z), expected)
+    with pytest.raises(ValueError, match="std must be positive, got 0"):
+        NoisyGenerator(images, 3, 0)

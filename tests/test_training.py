@@ -8,13 +8,14 @@ import torch.nn.functional as F
 
 from gan_ebm_utils import losses, metrics
 from gan_ebm_utils.base import Gan, Info, Kernel, State, randn, seeded
-from gan_ebm_utils.datasets import gaussian
+from gan_ebm_utils.datasets import exact_gan, gaussian
 from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.samplers import ReplayBuffer, langevin, run_chain
 from gan_ebm_utils.training import (
     contrastive,
     fit_discriminator,
     persistent,
+    refit_discriminator,
     short_run,
     train_ebm,
     train_gan,
@@ -502,3 +503,17 @@ def test_each_rule_starts_where_it_says():
     assert torch.equal(chains(x, rng()), torch.full((2, 5, 2), 3.0))
     assert torch.equal(chains(x, rng()), torch.full((2, 5, 2), 6.0))  # where they ended
     assert (x == 100).all()
+
+
+def test_a_refit_finds_the_ratio_and_leaves_the_generator():
+    exact = exact_gan()
+    old = mlp(2, (8,), generator=rng())
+    before = exact.gan._replace(discriminator=old)
+    new = mlp(2, (64, 64), generator=rng())
+    gan = refit_discriminator(before, new, exact.data.sample, 600, rng(), batch_size=512)
+    assert gan.generator is exact.gan.generator and gan.discriminator is new
+    assert not any(p.requires_grad for p in new.parameters())
+    assert all(p.requires_grad for p in old.parameters())
+    x = exact.data.sample((1, 5000), rng(1))
+    error = (new(x) - exact.gan.discriminator(x)).square().mean().sqrt()
+    assert error < 0.25 < (old(x) - exact.gan.discriminator(x)).square().mean().sqrt()

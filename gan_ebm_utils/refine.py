@@ -1,0 +1,482 @@
+"""Samplers that improve a trained GAN's samples with its discriminator, and how to calibrate it.
+
+Each is called as sampler(gan, n, generator, replicates=R, ...) and returns `Refined`: n samples per
+replicate, their latents, the acceptance rate and the rows that passed through both networks. The
+logit of `gan.discriminator` stands for log(p_d / p_g): give a calibrated or refitted one by
+`gan._replace(discriminator=...)`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from gan_ebm_utils.base import (
+    Energy,
+    Gan,
+    Kernel,
+    Refined,
+    Sample,
+    State,
+    check_positive,
+    check_samples,
+    count_calls,
+    rand,
+    randn,
+)
+from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy
+from gan_ebm_utils.samplers import independence_mh, isir, langevin, mala, run_chain
+
+MIN_CALIBRATION = 100  # held-out logits of each class
+
+
+def drs(
+    gan: Gan,
+    n: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    log_bound: float | None = None,
+    percentile: float | None = None,
+    budget: float | None = None,
+    n_pilot: int = 10_000,
+    max_proposals: int = 1_000_000,
+    batch_size: int = 2_000,
+) -> Refined:
+    """Discriminator rejection sampling: keep x = G(z) with probability r / (r + e^gamma (M - r)).
+
+    r = e^{d(x)}, and M = e^{log_bound}, by default the largest r of `n_pilot` draws. A proposal
+    beyond M raises it, and what was kept before is thinned to what the new M would have kept.
+    gamma = 0 is rejection sampling, r / M. `percentile` = c sets gamma to the c-th percentile of
+    log r / (M - r) among the pilot's draws: more is kept, and the law is not exact (Azadi et al.
+    2018, arXiv:1810.06758). `budget` = K is another rule, min(1, c r / M) with c >= 1
+    such that one in K of the pilot's draws is kept; at that budget it is the best for every
+    f-divergence (Verine et al. 2024, arXiv:2311.00460).
+
+    Samples are (R, n, *event); the calls include the pilot's.
+
+    Raises ValueError for both options at once, a percentile outside (0, 100) or a budget below 1;
+    RuntimeError if a replicate has kept fewer than n of `max_proposals`.
+    """
+    check_positive(n=n, n_pilot=n_pilot, max_proposals=max_proposals, batch_size=batch_size)
+    if percentile is not None and budget is not None:
+        raise ValueError("give percentile or budget, not both: each sets the rule of acceptance")
+    if percentile is not None and not 0 < percentile < 100:
+        raise ValueError(f"percentile must lie in (0, 100), as 80 for 80 %, got {percentile}")
+    if budget is not None and not budget >= 1:
+        raise ValueError(
+            f"budget must be at least 1 proposal for each sample, got {budget}: with fewer "
+            "proposals than samples not one could be refused"
+        )
+    logit, propose = _logit(gan), _prior(gan)
+    with count_calls(gan.generator, gan.discriminator) as calls, torch.no_grad():
+        _look(gan, replicates, generator)
+        if log_bound is None or percentile is not None or budget is not None:
+            parts = [min(batch_size, n_pilot - i) for i in range(0, n_pilot, batch_size)]
+            pilot = torch.cat([logit(propose((replicates, m), generator)) for m in parts], dim=1)
+            _check_finite(pilot)
+        bound = torch.full((replicates,), log_bound) if log_bound is not None else pilot.amax(dim=1)
+        bound = bound.to(generator.device)
+        gamma, scale = torch.zeros_like(bound), None
+        if percentile is not None:
+            level = 1 - percentile / 100
+            gap = _log_gap(pilot, bound[:, None])
+            gamma = -gap.quantile(level, dim=1, interpolation="nearest")
+        if budget is not None:
+            scale = _log_scale(pilot, bound, budget)
+
+        def log_accept(d: Tensor, bound: Tensor, row: Tensor) -> Tensor:
+            """Of logits d in the replicates `row`, which broadcasts with them."""
+            if scale is not None:
+                return (d + scale[row]).clamp(max=0)
+            return -F.softplus(gamma[row] + _log_gap(d, bound[row]))
+
+        every = torch.arange(replicates, device=generator.device)[:, None]
+        # What was kept: its replicate, latent and logit, in the order of the proposals.
+        row, latents, logits = every[:0, 0], bound.new_empty(0, gan.latent_dim), bound[:0]
+        n_kept, n_tried = torch.zeros(replicates), 0
+        while n_kept.min() < n:
+            m = min(batch_size, max_proposals - n_tried)
+            if not m:
+                raise RuntimeError(
+                    f"a replicate kept {int(n_kept.min())} of {n_tried} proposals, fewer than the "
+                    f"n = {n} asked for; raise max_proposals, or keep more with percentile or "
+                    "budget"
+                )
+            z = propose((replicates, m), generator)
+            d = logit(z)
+            _check_finite(d)
+            n_tried += m
+            raised = torch.maximum(bound, d.amax(dim=1))
+            if scale is None and (raised > bound).any():
+                thinner = log_accept(logits, raised, row) - log_accept(logits, bound, row)
+                stay = rand(len(row), generator=generator).log() < thinner
+                row, latents, logits = row[stay], latents[stay], logits[stay]
+                bound = raised
+            kept = rand(replicates, m, generator=generator).log() < log_accept(d, bound, every)
+            row = torch.cat([row, every.expand_as(kept)[kept]])
+            latents, logits = torch.cat([latents, z[kept]]), torch.cat([logits, d[kept]])
+            n_kept = row.bincount(minlength=replicates)
+        latents = torch.stack([latents[row == r][:n] for r in range(replicates)])
+        samples = gan.generator(latents)
+    return Refined(samples, latents, n_kept / n_tried, calls())
+
+
+def mh_gan(
+    gan: Gan,
+    n: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    n_steps: int = 640,
+    data: Tensor | None = None,
+) -> Refined:
+    """The last states of n independence Metropolis-Hastings chains with proposals G(z).
+
+    A proposal y replaces x with probability min(1, e^{d(y) - d(x)}), which is
+    min(1, (1/D(x) - 1) / (1/D(y) - 1)); each chain makes `n_steps` proposals and gives one sample.
+    Chains start at a draw of the generator, or at `data` (R, n, *event), held-out real samples; a
+    chain that never left its real sample is run anew from a draw of the generator (Turner et al.
+    2018, arXiv:1811.11357).
+
+    Raises ValueError for `data` that are not one start for each chain.
+    """
+    check_positive(n=n, n_steps=n_steps)
+    logit, propose = _logit(gan), _prior(gan)
+    kernel = independence_mh(logit, propose)
+    with count_calls(gan.generator, gan.discriminator) as calls, torch.no_grad():
+        _look(gan, replicates, generator)
+        z = propose((replicates, n), generator)
+        if data is not None:
+            kernel = kernel._replace(init=_start_at(gan, data, (replicates, n)))
+        chain = run_chain(kernel, z, n_steps, generator, thin=n_steps)
+        z, moved = chain.positions[-1], chain.info.is_accepted > 0
+        if data is not None and not moved.all():
+            # As many chains in each replicate as the one with the most stuck chains needs.
+            stuck = (~moved).int().argsort(dim=1, descending=True, stable=True)
+            stuck = stuck[:, : int((~moved).sum(dim=1).max())]
+            fresh = run_chain(
+                independence_mh(logit, propose),
+                propose(tuple(stuck.shape), generator),
+                n_steps,
+                generator,
+                thin=n_steps,
+            ).positions[-1]
+            rows = torch.arange(replicates, device=z.device)[:, None].expand_as(stuck)
+            z[rows, stuck] = torch.where(moved[rows, stuck, None], z[rows, stuck], fresh)
+        samples = gan.generator(z)
+    return Refined(samples, z, chain.info.acceptance_rate.mean(dim=1), calls())
+
+
+def isir_gan(
+    gan: Gan,
+    n: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    n_candidates: int = 10,
+    n_steps: int = 64,
+) -> Refined:
+    """The last states of n chains that choose among their state and fresh draws of the generator.
+
+    Each of `n_steps` steps draws n_candidates - 1 new latents and takes one of all candidates with
+    weights e^d (Andrieu et al. 2018; on GANs Samsonov et al. 2022, arXiv:2111.02702). The
+    acceptance rate is the share of steps that leave the state.
+    """
+    check_positive(n=n, n_steps=n_steps)
+    propose = _prior(gan)
+    kernel = isir(_logit(gan), propose, n_candidates)
+    return _run(gan, kernel, n, generator, replicates, n_steps)
+
+
+def ddls(
+    gan: Gan,
+    n: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    step_size: float = 0.01,
+    n_steps: int = 1000,
+    kernel: Callable[[Energy, float], Kernel] = mala,
+    energy: Callable[[Gan], Energy] = latent_energy,
+) -> Refined:
+    """Discriminator-driven latent sampling: G of the last states of n Langevin chains on E(z).
+
+    E(z) = |z|^2/2 - d(G(z)), whose pushforward is p_g e^d / Z (Che et al. 2020,
+    arXiv:2003.06060); chains start at the prior. `kernel` = `langevin` leaves out the
+    acceptance step, as the paper does; `energy` = `wgan_latent_energy` is for a critic.
+
+    Raises FloatingPointError, with the step, where an energy or its gradient is not finite.
+    """
+    check_positive(n=n, n_steps=n_steps)
+    return _run(gan, kernel(energy(gan), step_size), n, generator, replicates, n_steps)
+
+
+def dgflow(
+    gan: Gan,
+    n: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    divergence: str = "KL",
+    step_size: float = 0.2,
+    temperature: float = 0.01,
+    n_steps: int = 25,
+) -> Refined:
+    """Discriminator gradient flow: n latents move along -grad of `flow_energy`, with noise.
+
+    z <- z - (eps/2) grad E(z) + sqrt(eps T) noise, from the prior; in the paper's letters
+    eps = 2 eta and T = gamma, and eta = .1, gamma = .01 (Ansari et al. 2021, arXiv:2012.00780,
+    algorithm 1). The ratio in E is that of the unmoved generator. Nothing is ever refused.
+    """
+    check_positive(n=n, n_steps=n_steps)
+    kernel = langevin(flow_energy(gan, divergence), step_size, temperature)
+    return _run(gan, kernel, n, generator, replicates, n_steps)
+
+
+def dot(
+    gan: Gan,
+    n: int,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    k: float | Tensor | None = None,
+    space: str = "latent",
+    tangent: bool = False,
+    learning_rate: float = 0.01,
+    n_steps: int = 100,
+) -> Refined:
+    """Discriminator optimal transport: descend |z - z_0| - d(G(z))/k from draws z_0 of the prior.
+
+    With `space` = "data" the points x themselves descend |x - x_0| - d(x)/k and have no latents. k
+    defaults to `lipschitz_estimate` in that space, one for each replicate. `n_steps` of Adam with
+    betas (0, .9) move each point on its own (Tanaka 2019, arXiv:1910.06832, algorithms 1 and 2).
+    `tangent` takes the part s - (s . z) z / |z|^2 of each latent's step s, which neither leaves nor
+    nears the origin; it is taken of the step, since Adam turns a gradient. Nothing is ever refused.
+
+    Raises ValueError for another space, or `tangent` in the data space.
+    """
+    check_positive(n=n, n_steps=n_steps, learning_rate=learning_rate)
+    if space not in ("latent", "data"):
+        raise ValueError(f'space must be "latent" or "data", got {space!r}')
+    if tangent and space == "data":
+        raise ValueError('tangent is for latents, whose prior lives near a sphere; use "latent"')
+    with count_calls(gan.generator, gan.discriminator) as calls:
+        _look(gan, replicates, generator)
+        start, mover = randn(replicates, n, gan.latent_dim, generator=generator), gan
+        if space == "data":
+            with torch.no_grad():
+                start = gan.generator(start)
+            mover = Gan(nn.Identity(), gan.discriminator, start.shape[2])
+        if k is None:
+            k = lipschitz_estimate(gan, generator, replicates=replicates, space=space)[:, None]
+        energy, point = dot_energy(mover, start, k), start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([point], lr=learning_rate, betas=(0.0, 0.9))
+        for step in range(n_steps):
+            (point.grad,) = torch.autograd.grad(energy(point).sum(), point)
+            if not point.grad.isfinite().all():
+                raise FloatingPointError(f"step {step}: the gradient is not finite; check d and k")
+            before = point.detach().clone()
+            optimizer.step()
+            if tangent:
+                radius = F.normalize(before, dim=2)
+                step_along = ((point.detach() - before) * radius).sum(dim=2, keepdim=True)
+                point.data -= step_along * radius
+        point = point.detach()
+        with torch.no_grad():
+            samples = mover.generator(point)
+    return Refined(samples, point if space == "latent" else None, None, calls())
+
+
+def lipschitz_estimate(
+    gan: Gan,
+    generator: torch.Generator,
+    *,
+    replicates: int = 1,
+    space: str = "latent",
+    n_pairs: int = 100,
+    n_draws: int = 10,
+) -> Tensor:
+    """Mean over `n_draws` of the largest of `n_pairs` slopes |d(x) - d(y)| / |x - y|, (R,).
+
+    x and y are draws of the generator; in the "latent" space the distance is that of their latents.
+    An estimate of the Lipschitz constant from below (Tanaka 2019, arXiv:1910.06832).
+    """
+    check_positive(n_pairs=n_pairs, n_draws=n_draws)
+    with torch.no_grad():
+        z = randn(replicates, 2 * n_draws * n_pairs, gan.latent_dim, generator=generator)
+        x = gan.generator(z)
+        d, points = gan.discriminator(x), z if space == "latent" else x.flatten(2)
+        rise = (d[:, ::2] - d[:, 1::2]).abs()
+        slope = rise / (points[:, ::2] - points[:, 1::2]).norm(dim=2)
+    return slope.reshape(replicates, n_draws, n_pairs).amax(dim=2).mean(dim=1)
+
+
+class _Linear(nn.Module):
+    """slope * d + offset, for each replicate its own."""
+
+    def __init__(self, slope: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("slope", slope)
+        self.register_buffer("offset", offset)
+
+    def forward(self, d: Tensor) -> Tensor:
+        return self.slope * d + self.offset
+
+
+class _Monotone(nn.Module):
+    """Piecewise linear through points (knots, values) of each replicate, constant beyond them."""
+
+    def __init__(self, knots: list[Tensor], values: list[Tensor]) -> None:
+        super().__init__()
+        self.knots, self.values = knots, values
+
+    def forward(self, d: Tensor) -> Tensor:
+        rows = []
+        for x, y, row in zip(self.knots, self.values, d, strict=True):
+            x, y = x.to(d), y.to(d)
+            right = torch.searchsorted(x, row.detach().contiguous()).clamp(1, len(x) - 1)
+            share = ((row - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
+            rows.append(y[right - 1] + share * (y[right] - y[right - 1]))
+        return torch.stack(rows)
+
+
+def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
+    """A function that turns a logit (R, n) into a calibrated one, from held-out logits.
+
+    `real` and `fake` are logits (R, n) of equally many real and generated samples that the
+    discriminator was not trained on. "platt" fits a d + b by maximum likelihood (Platt 1999).
+    "temperature" drops b of the same fit, which only ratios can do without: for a critic, 1/a is
+    its temperature. "isotonic" fits any rising function of d (Zadrozny and Elkan 2002), whose
+    logits are kept within +-log(n + 1): a step that holds one class only would have an infinite
+    one. Its slope is 0 almost everywhere, so it is of no use where a gradient is needed. Use it as
+    `nn.Sequential(gan.discriminator, calibrate(real, fake))`.
+
+    Raises ValueError for other shapes, fewer than 100 held-out logits of each class, another
+    method, or logits that a threshold separates, where the likelihood has no maximum.
+    """
+    if method not in ("platt", "temperature", "isotonic"):
+        raise ValueError(f'method must be "platt", "temperature" or "isotonic", got {method!r}')
+    if real.ndim != 2 or real.shape != fake.shape:
+        raise ValueError(
+            f"real and fake must be logits (R, n) of one shape, got {tuple(real.shape)} and "
+            f"{tuple(fake.shape)}"
+        )
+    check_samples(real=real, fake=fake)
+    n = real.shape[1]
+    if n < MIN_CALIBRATION:
+        raise ValueError(
+            f"{n} held-out logits of each class are too few to calibrate; give at least "
+            f"{MIN_CALIBRATION}"
+        )
+    if bool((real.amin(dim=1) > fake.amax(dim=1)).any()):
+        raise ValueError(
+            "a threshold separates the held-out logits of real and generated samples: no "
+            "calibration is finite; regularise the discriminator, or hold out more"
+        )
+    labels = torch.arange(2).repeat_interleave(n).numpy()
+    logits = torch.cat([fake, real], dim=1).detach().double().cpu().numpy()
+    if method == "isotonic":
+        edge = 1 / (n + 2)  # a share of 1/(n + 2) has the logit -log(n + 1)
+        fits = [IsotonicRegression(y_min=edge, y_max=1 - edge).fit(row, labels) for row in logits]
+        knots = [torch.from_numpy(fit.X_thresholds_) for fit in fits]
+        return _Monotone(knots, [torch.from_numpy(fit.y_thresholds_).logit() for fit in fits])
+    fits = [LogisticRegression(C=math.inf).fit(row[:, None], labels) for row in logits]
+    slope = real.new_tensor([[float(fit.coef_[0, 0])] for fit in fits])
+    offset = real.new_tensor([[float(fit.intercept_[0])] for fit in fits])
+    return _Linear(slope, torch.zeros_like(offset) if method == "temperature" else offset)
+
+
+def _logit(gan: Gan) -> Callable[[Tensor], Tensor]:
+    return lambda z: gan.discriminator(gan.generator(z))
+
+
+def _prior(gan: Gan) -> Sample:
+    return lambda size, generator: randn(*size, gan.latent_dim, generator=generator)
+
+
+def _look(gan: Gan, replicates: int, generator: torch.Generator, depth: int = 3) -> None:
+    """Raise or warn, before any work, if `gan` does not map latents to one logit each."""
+    check_positive(replicates=replicates)
+    own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
+    z = randn(replicates, 100, gan.latent_dim, generator=own)
+    with torch.no_grad():
+        try:
+            x = gan.generator(z)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the generator does not take latents {tuple(z.shape)}, which is (replicates, n, "
+                f"latent_dim): {error}. Give replicates, and the Gan latent_dim, as it was built"
+            ) from error
+        d = gan.discriminator(x)
+    if d.shape != z.shape[:2]:
+        raise ValueError(
+            f"the discriminator must map samples (R, n, *event) to logits (R, n), here "
+            f"{tuple(z.shape[:2])}; it returned {tuple(d.shape)}"
+        )
+    _check_finite(d)
+    if d.min() >= 0 and d.max() <= 1 and d.min() < d.max():
+        warnings.warn(
+            "all logits lie in [0, 1]: if the discriminator returns probabilities D, give it the "
+            "logit log D - log(1 - D), its output before the sigmoid",
+            stacklevel=depth,  # the line that called the sampler
+        )
+
+
+def _check_finite(d: Tensor) -> None:
+    if bad := int((~d.isfinite()).sum()):
+        raise FloatingPointError(
+            f"{bad} of {d.numel()} logits are nan or infinite; regularise or calibrate the "
+            "discriminator"
+        )
+
+
+def _run(
+    gan: Gan, kernel: Kernel, n: int, generator: torch.Generator, replicates: int, n_steps: int
+) -> Refined:
+    """The generator's samples at the last states of n chains from the prior."""
+    with count_calls(gan.generator, gan.discriminator) as calls:
+        _look(gan, replicates, generator, depth=4)
+        start = randn(replicates, n, gan.latent_dim, generator=generator)
+        chain = run_chain(kernel, start, n_steps, generator, thin=n_steps)
+        latents = chain.positions[-1]
+        with torch.no_grad():
+            samples = gan.generator(latents)
+    return Refined(samples, latents, chain.info.acceptance_rate.mean(dim=1), calls())
+
+
+def _start_at(gan: Gan, data: Tensor, size: tuple[int, int]) -> Callable[[Tensor], State]:
+    """A chain's first state whose energy is that of a real sample, which has no latent."""
+    if tuple(data.shape[:2]) != size:
+        raise ValueError(
+            f"data must hold one start for each chain, {size} and the axes of a sample, got "
+            f"{tuple(data.shape)}"
+        )
+    check_samples(data=data)
+    return lambda z: State(z.clone(), -gan.discriminator(data), None)
+
+
+def _log_gap(d: Tensor, bound: Tensor) -> Tensor:
+    """log(M/r - 1) for log r = d <= log M = bound, -inf at the bound."""
+    excess = (bound - d).clamp(min=0)
+    return excess + torch.log1p(-torch.exp(-excess))
+
+
+def _log_scale(pilot: Tensor, bound: Tensor, budget: float) -> Tensor:
+    """log(c/M) per replicate, (R,), such that min(1, c r/M) has the mean 1/budget, and c >= 1."""
+    low, high = -bound.double(), -pilot.amin(dim=1).double()
+    for _ in range(60):
+        middle = (low + high) / 2
+        rate = (pilot + middle[:, None]).clamp(max=0).exp().mean(dim=1)
+        low, high = (
+            torch.where(rate < 1 / budget, middle, low),
+            torch.where(rate < 1 / budget, high, middle),
+        )
+    return low.to(pilot)
