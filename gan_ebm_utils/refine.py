@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.isotonic import IsotonicRegression
@@ -354,9 +355,10 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
     `real` and `fake` are logits (R, n) of equally many real and generated samples that the
     discriminator was not trained on. "platt" fits a d + b by maximum likelihood (Platt 1999).
     "temperature" drops b of the same fit, which only ratios can do without: for a critic, 1/a is
-    its temperature. "isotonic" fits any rising function of d (Zadrozny and Elkan 2002), whose
-    logits are kept within +-log(n + 1): a step that holds one class only would have an infinite
-    one. Its slope is 0 almost everywhere, so it is of no use where a gradient is needed. Use it as
+    its temperature. "isotonic" fits any rising function of d (Zadrozny and Elkan 2002). A step
+    that held one class only would have an infinite logit; one generated sample is added above all
+    and one real sample below all, so that none does. It is flat nearly everywhere, so of no use
+    where a gradient is needed. Use it as
     `nn.Sequential(gan.discriminator, calibrate(real, fake))`.
 
     Raises ValueError for other shapes, fewer than 100 held-out logits of each class, another
@@ -384,8 +386,10 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
     labels = torch.arange(2).repeat_interleave(n).numpy()
     logits = torch.cat([fake, real], dim=1).detach().double().cpu().numpy()
     if method == "isotonic":
-        edge = 1 / (n + 2)  # a share of 1/(n + 2) has the logit -log(n + 1)
-        fits = [IsotonicRegression(y_min=edge, y_max=1 - edge).fit(row, labels) for row in logits]
+        # A generated sample above all and a real one below all: no step holds one class only.
+        labels = np.append(labels, [0, 1])
+        rows = [np.append(row, [row.max(), row.min()]) for row in logits]
+        fits = [IsotonicRegression().fit(row, labels) for row in rows]
         knots = [torch.from_numpy(fit.X_thresholds_) for fit in fits]
         return _Monotone(knots, [torch.from_numpy(fit.y_thresholds_).logit() for fit in fits])
     fits = [LogisticRegression(C=math.inf).fit(row[:, None], labels) for row in logits]
