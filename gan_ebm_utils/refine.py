@@ -33,7 +33,7 @@ from gan_ebm_utils.base import (
     randn,
 )
 from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy
-from gan_ebm_utils.samplers import independence_mh, isir, langevin, mala, run_chain
+from gan_ebm_utils.samplers import independence_mh, isir, langevin, mala, mixture, run_chain
 
 MIN_CALIBRATION = 100  # held-out logits of each class
 
@@ -203,7 +203,7 @@ def ddls(
     generator: torch.Generator,
     *,
     replicates: int = 1,
-    step_size: float = 0.01,
+    step_size: float | tuple[float, ...] = 0.01,
     n_steps: int = 1000,
     kernel: Callable[[Energy, float], Kernel] = mala,
     energy: Callable[[Gan], Energy] = latent_energy,
@@ -211,13 +211,16 @@ def ddls(
     """Discriminator-driven latent sampling: G of the last states of n Langevin chains on E(z).
 
     E(z) = |z|^2/2 - d(G(z)), whose pushforward is p_g e^d / Z (Che et al. 2020,
-    arXiv:2003.06060); chains start at the prior. `kernel` = `langevin` leaves out the
-    acceptance step, as the paper does; `energy` = `wgan_latent_energy` is for a critic.
+    arXiv:2003.06060); chains start at the prior. With several step sizes
+    each step takes one of them at random. `kernel` = `langevin` leaves out the acceptance step, as
+    the paper does; `energy` = `wgan_latent_energy` is for a critic.
 
     Raises FloatingPointError, with the step, where an energy or its gradient is not finite.
     """
     check_positive(n=n, n_steps=n_steps)
-    return _run(gan, kernel(energy(gan), step_size), n, generator, replicates, n_steps)
+    sizes = step_size if isinstance(step_size, tuple) else (step_size,)
+    mixed = mixture(*(kernel(energy(gan), size) for size in sizes))
+    return _run(gan, mixed, n, generator, replicates, n_steps)
 
 
 def dgflow(

@@ -80,6 +80,25 @@ def mala(energy: Energy, step_size: float) -> Kernel:
     return Kernel(lambda position: _init(energy, position), step)
 
 
+def mixture(*kernels: Kernel) -> Kernel:
+    """One of `kernels`, drawn anew for each step with equal chances.
+
+    If every kernel leaves a law as it is, so does the mixture (Tierney 1994). With several step
+    sizes of `mala` it walks where the landscape is wide and still moves where it is narrow. All
+    kernels must take each other's states.
+
+    Raises ValueError without a kernel.
+    """
+    if not kernels:
+        raise ValueError("give at least one kernel")
+
+    def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
+        which = torch.randint(len(kernels), (1,), generator=generator, device=generator.device)
+        return kernels[int(which)].step(state, generator)
+
+    return Kernel(kernels[0].init, step)
+
+
 def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> Kernel:
     """Metropolis-Hastings with proposals that do not look at the state.
 
@@ -398,6 +417,7 @@ def _accept(
     )
     accepted = uniform.log() < log_alpha
     wide = accepted.reshape(*accepted.shape, *[1] * (state.position.ndim - accepted.ndim))
+    wide = wide.expand_as(state.position).contiguous()  # `where` takes twice as long to broadcast
     grad = None if state.grad is None else torch.where(wide, proposal.grad, state.grad)
     moved = State(
         torch.where(wide, proposal.position, state.position),

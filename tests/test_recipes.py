@@ -18,7 +18,15 @@ from gan_ebm_utils import checkpoints, datasets, networks
 from gan_ebm_utils.base import seeded
 from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.metrics import frechet_distance, kl_to_truth, mode_report
-from gan_ebm_utils.recipes import gaussians25_gan, mnist_features, plane_ebms
+from gan_ebm_utils.networks import ConvDiscriminator, ConvGenerator
+from gan_ebm_utils.recipes import (
+    gaussians25_gan,
+    mnist_features,
+    mnist_gan,
+    plane_ebms,
+    plane_gans,
+)
+from gan_ebm_utils.refine import mh_gan
 
 # `mnist_features.digest` of the official files, whose own digests are in `datasets.SHA256`.
 MNIST_SHA256 = "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b"
@@ -273,11 +281,107 @@ def test_the_gans_of_the_package_score_as_their_card_says():
     assert stored.card["metrics"]["gamma 0.0"]["min_share"][0] < 0.2
 
 
-def test_a_small_run_of_the_gans_is_stored(tmp_path):
-    gaussians25_gan.main(["--steps", "2", "--replicates", "2", "--out", str(tmp_path)])
+@pytest.fixture
+def small_gans(monkeypatch):
+    monkeypatch.setattr(gaussians25_gan, "N_SAMPLES", 50)
+    monkeypatch.setattr(gaussians25_gan, "N_EMD", 20)
+    monkeypatch.setattr(gaussians25_gan, "SAMPLERS", {"mh_gan": (mh_gan, {"n_steps": 2})})
+
+
+SMALL = ["--steps", "2", "--refit-steps", "2", "--replicates", "2", "--out"]
+
+
+def test_a_small_run_of_the_gans_is_stored(small_gans, tmp_path, capsys):
+    gaussians25_gan.main([*SMALL, str(tmp_path)])
     stored = checkpoints.load("gaussians25_gan", folder=tmp_path)
     assert stored.networks["generator"](torch.zeros(2, 3, 2)).shape == (2, 3, 2)
+    assert stored.networks["discriminator_refitted"](torch.zeros(2, 3, 2)).shape == (2, 3)
     assert stored.card["settings"]["steps"] == 2
+    assert "refitted, mh_gan" in stored.card["metrics"]
+
+
+def test_gans_of_the_same_settings_are_kept(small_gans, tmp_path, capsys):
+    def weights():
+        networks = checkpoints.load("gaussians25_gan", folder=tmp_path).networks
+        return {name: next(network.parameters()).clone() for name, network in networks.items()}
+
+    gaussians25_gan.main([*SMALL, str(tmp_path)])
+    before = weights()
+    gaussians25_gan.main([*SMALL, str(tmp_path), "--refit-steps", "3"])
+    kept = weights()
+    assert torch.equal(kept["generator"], before["generator"])
+    assert not torch.equal(kept["discriminator_refitted"], before["discriminator_refitted"])
+    gaussians25_gan.main([*SMALL, str(tmp_path), "--seed", "1"])
+    assert not torch.equal(weights()["generator"], before["generator"])
+
+
+# --- plane_gans ---
+
+
+def test_gans_of_the_plane_are_stored_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plane_gans, "N_SAMPLES", 50)
+    monkeypatch.setattr(plane_gans, "N_EMD", 20)
+    plane_gans.main([*SMALL, str(tmp_path)])
+    for name in plane_gans.GAMES:
+        stored = checkpoints.load(name, folder=tmp_path)
+        assert stored.networks["generator"](torch.zeros(2, 3, 2)).shape == (2, 3, 2)
+        for part in ("discriminator", "discriminator_refitted"):
+            assert stored.networks[part](torch.zeros(2, 3, 2)).shape == (2, 3)
+        assert stored.card["metrics"]["emd"][0] > 0
+    capsys.readouterr()
+    plane_gans.main([*SMALL, str(tmp_path)])
+    assert capsys.readouterr().out.count("kept") == len(plane_gans.GAMES)
+
+
+# --- mnist_gan ---
+
+
+def test_stacked_networks_are_the_single_ones():
+    rng = seeded(0, "cpu")
+    settings = {"image_size": 8, "width": 4}
+    for make, x in (
+        (ConvGenerator, torch.randn(1, 5, 16)),
+        (ConvDiscriminator, torch.randn(1, 5, 1, 8, 8)),
+    ):
+        single = [make(**settings, generator=rng) for _ in range(3)]
+        both = make(**settings, replicates=3, generator=rng)
+        both.load_state_dict(mnist_gan.stacked([network.state_dict() for network in single]))
+        expected = torch.cat([network(x) for network in single])
+        torch.testing.assert_close(both(x.expand(3, *x.shape[1:])), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def small_images(small_mnist, monkeypatch):
+    monkeypatch.setenv("GAN_EBM_DATA", str(small_mnist))
+
+
+def test_training_moves_the_weights_in_half_precision(small_images):
+    """Within one autocast context with its cache the networks would see their first weights."""
+    first, second = (mnist_gan.train(0, steps) for steps in (1, 6))
+    moved = (first["generator.linear.weight"] - second["generator.linear.weight"]).abs().max()
+    assert moved > 2 * mnist_gan.TRAINING["learning_rate"]
+
+
+def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mnist_gan, "N_FID", 1000)
+    arguments = ["--steps", "1", "--refit-steps", "1", "--replicates", "2"]
+    folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
+    real = mnist_gan.train_dcgan
+    monkeypatch.setattr(mnist_gan, "train_dcgan", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mnist_gan.main([*arguments, *folders])
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / "state").glob("mnist_gan-*.pt"))) == 4
+    monkeypatch.setattr(mnist_gan, "train_dcgan", real)
+    monkeypatch.setattr(mnist_gan, "train", lambda *a: 1 / 0)  # what is done is not done again
+    mnist_gan.main([*arguments, *folders])
+    stored = checkpoints.load("mnist_gan", folder=tmp_path / "out")
+    images = stored.networks["generator"](torch.zeros(2, 3, mnist_gan.LATENT_DIM))
+    assert images.shape == (2, 3, 1, 28, 28)
+    for part in ("discriminator", "discriminator_refitted"):
+        assert stored.networks[part](images).shape == (2, 3)
+    assert stored.card["metrics"]["fid_dcgan"] > 0
+    assert not list((tmp_path / "state").glob("mnist_gan-*.pt"))
 
 
 # --- plane_ebms ---

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch import nn
 
-from gan_ebm_utils.base import Calls, Distribution, Info, count_calls, rand, randn
+from gan_ebm_utils.base import Calls, Distribution, Info, Kernel, count_calls, rand, randn
 from gan_ebm_utils.datasets import gaussian, gaussian_ring, moons
 from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.samplers import (
@@ -17,6 +17,7 @@ from gan_ebm_utils.samplers import (
     isir,
     langevin,
     mala,
+    mixture,
     rejection_sample,
     run_chain,
 )
@@ -142,6 +143,27 @@ def test_mala_finds_its_law_from_elsewhere():
     start = randn(N, 1, generator=rng(4))
     assert not agrees(start, double_well)
     assert agrees(last(mala(double_well, 0.25), start, 400), double_well)
+
+
+def test_a_mixture_of_step_sizes_is_exact_where_each_is():
+    kernel = mixture(mala(double_well, 0.02), mala(double_well, 0.2), mala(double_well, 2.0))
+    start = 1.5 * torch.randn(N, 1, generator=rng(1))
+    assert agrees(last(kernel, start, 400), double_well)
+    assert not agrees(last(mixture(langevin(double_well, 0.2)), start, 100), double_well)
+    with pytest.raises(ValueError, match="at least one kernel"):
+        mixture()
+
+
+def test_a_mixture_uses_all_its_kernels():
+    seen = []
+
+    def counting(name):
+        inner = mala(double_well, 0.1)
+        return Kernel(inner.init, lambda s, g: (seen.append(name), inner.step(s, g))[1])
+
+    run_chain(mixture(counting("a"), counting("b")), torch.zeros(5, 1), 200, rng())
+    share = seen.count("a") / 200
+    assert abs(share - 0.5) <= 5 * math.sqrt(0.25 / 200)
 
 
 def test_mala_without_a_term_is_not_exact():
