@@ -57,8 +57,8 @@ def drs(
     beyond M raises it, and what was kept before is thinned to what the new M would have kept.
     gamma = 0 is rejection sampling, r / M. `percentile` = c sets gamma to the c-th percentile of
     log r / (M - r) among the pilot's draws: more is kept, and the law is not exact (Azadi et al.
-    2018, arXiv:1810.06758). `budget` = K is another rule, min(1, c r / M) with c >= 1
-    such that one in K of the pilot's draws is kept; at that budget it is the best for every
+    2018, arXiv:1810.06758). `budget` = B is another rule, min(1, c r / M) with c >= 1
+    such that one in B of the pilot's draws is kept; at that budget it is the best for every
     f-divergence (Verine et al. 2024, arXiv:2311.00460).
 
     Samples are (R, n, *event); the calls include the pilot's.

@@ -39,7 +39,7 @@ def test_log_kernel_density_integrates_to_one():
 
 
 def test_replicate_0_is_the_first_of_the_checkpoint():
-    checkpoint = checkpoints.load("gaussians25_gan")
+    checkpoint = checkpoints.load("gaussians25_r1")
     z = randn(1, 5, 2, generator=seeded(0, "cpu"))
     alone = cover.replicate_0(checkpoint)(z.to(default_device()))[0].cpu()
     together = checkpoint.networks["generator"](z.expand(10, 5, 2))

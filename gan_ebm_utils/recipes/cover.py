@@ -2,7 +2,7 @@
 
     python -m gan_ebm_utils.recipes.cover --out book/_static/cover.png
 
-The GAN is replicate 0 of the checkpoint `gaussians25_gan`. Its draws get Gaussian noise of standard
+The GAN is replicate 0 of the checkpoint `gaussians25_r1`. Its draws get Gaussian noise of standard
 deviation BLUR, so that their law p_g has a density, an average of Gaussians over latents:
 p_g(x) = E_z N(x; G(z), BLUR^2 I), here over N_KERNELS of them. A fresh discriminator is fitted to
 tell data from these draws, and the right panel shows -log p_g(x) - d(x) in nats above its minimum.
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"--steps must be at least 1, got {args.steps}")
 
     generator, law = seeded(args.seed), gaussian_grid(std=STD)
-    checkpoint = checkpoints.load("gaussians25_gan", default_device())
+    checkpoint = checkpoints.load("gaussians25_r1", default_device())
     network = replicate_0(checkpoint)
 
     def draw(n: int, rng: torch.Generator) -> Tensor:
