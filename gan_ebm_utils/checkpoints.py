@@ -75,6 +75,14 @@ def save(
             os.replace(part / file, folder / file)
 
 
+def store(state: dict[str, Any], file: Path) -> None:
+    """Write `state` to `file`, which is replaced only when the new one is whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with partial_folder(file.parent) as part:
+        torch.save(state, part / file.name)
+        os.replace(part / file.name, file)
+
+
 def load(name: str, device: torch.device | str = "cpu", folder: Path | None = None) -> Checkpoint:
     """The checkpoint `name`, its networks rebuilt on `device`.
 

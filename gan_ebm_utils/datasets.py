@@ -8,6 +8,7 @@ with the truth. Image sets are `Images`, scaled to [-1, 1].
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
 import tarfile
@@ -331,6 +332,20 @@ class Images(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `datasets`."""
+    return ((images + 1) * 127.5).round().to(torch.uint8)
+
+
+def digest(*sets: Images) -> str:
+    """SHA-256 of the pixels (as bytes 0..255) and labels of the given sets, in that order."""
+    total = hashlib.sha256()
+    for data in sets:
+        total.update(to_bytes(data.images).numpy().tobytes())
+        total.update(data.labels.numpy().tobytes())
+    return total.hexdigest()
 
 
 def minibatches(images: Tensor) -> Callable[[int | tuple[int, ...], torch.Generator], Tensor]:

@@ -369,6 +369,12 @@ def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
     return values
 
 
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and unbiased covariance (d, d) of features (n, d), in float64."""
+    features = features.double()
+    return features.mean(dim=0), features.T.cov()
+
+
 def frechet_distance(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:
     """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^{1/2}), the squared W_2 of two Gaussians.
 

@@ -13,7 +13,6 @@ import datetime
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +26,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gan_ebm_utils import checkpoints
-from gan_ebm_utils.base import default_device, partial_folder, seeded
-from gan_ebm_utils.datasets import Images, mnist
-from gan_ebm_utils.metrics import frechet_distance
+from gan_ebm_utils.base import default_device, seeded
+from gan_ebm_utils.checkpoints import store
+from gan_ebm_utils.datasets import Images, digest, mnist, to_bytes
+from gan_ebm_utils.metrics import frechet_distance, moments
 from gan_ebm_utils.networks import MnistClassifier
 
 ARCHITECTURE = {"n_features": 64, "width": 16}
@@ -49,20 +49,6 @@ class Evaluation(NamedTuple):
 
     logits: Tensor
     features: Tensor
-
-
-def digest(*sets: Images) -> str:
-    """SHA-256 of the pixels (as bytes 0..255) and labels of the given sets, in that order."""
-    total = hashlib.sha256()
-    for data in sets:
-        total.update(to_bytes(data.images).numpy().tobytes())
-        total.update(data.labels.numpy().tobytes())
-    return total.hexdigest()
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `datasets`."""
-    return ((images + 1) * 127.5).round().to(torch.uint8)
 
 
 def shifted(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
@@ -135,26 +121,12 @@ def train(
     return average.module, seconds
 
 
-def store(state: dict[str, Any], file: Path) -> None:
-    """Write `state` to `file`, which is replaced only when the new one is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with partial_folder(file.parent) as part:
-        torch.save(state, part / file.name)
-        os.replace(part / file.name, file)
-
-
 @torch.no_grad()
 def evaluate(classifier: nn.Module, images: Tensor, device: torch.device) -> Evaluation:
     """Logits and features of `images`, in chunks, back on the CPU."""
     rows = [chunk.to(device) for chunk in images.split(1000)]
     features = torch.cat([classifier.features(chunk) for chunk in rows])
     return Evaluation(classifier.head(features).cpu(), features.cpu())
-
-
-def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and unbiased covariance (d, d) of features (n, d), in float64."""
-    features = features.double()
-    return features.mean(dim=0), features.T.cov()
 
 
 def accuracy_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics
 from gan_ebm_utils.base import Gan, default_device, randn, seeded
-from gan_ebm_utils.datasets import minibatches, mnist
+from gan_ebm_utils.checkpoints import store
+from gan_ebm_utils.datasets import digest, minibatches, mnist
 from gan_ebm_utils.networks import ConvDiscriminator, ConvGenerator
-from gan_ebm_utils.recipes.mnist_features import digest, evaluate, moments, store
 from gan_ebm_utils.training import refit_discriminator, train_gan
 
 LATENT_DIM = 32
@@ -160,8 +160,8 @@ def fid(draw: Callable[[int, torch.Generator], Tensor], seed: int) -> float:
     stored, generator = checkpoints.load("mnist_features"), seeded(seed)
     classifier = stored.networks["classifier"]
     images = torch.cat([draw(1000, generator).float().cpu() for _ in range(N_FID // 1000)])
-    found = moments(evaluate(classifier, images, torch.device("cpu")).features)
-    tensors = stored.tensors
+    features = torch.cat([classifier.features(chunk) for chunk in images.split(1000)])
+    found, tensors = metrics.moments(features), stored.tensors
     return metrics.frechet_distance(*found, tensors["test_mean"], tensors["test_covariance"])
 
 
