@@ -335,7 +335,7 @@ class Images(NamedTuple):
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `datasets`."""
+    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `Images`."""
     return ((images + 1) * 127.5).round().to(torch.uint8)
 
 

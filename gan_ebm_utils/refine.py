@@ -365,7 +365,8 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
     `nn.Sequential(gan.discriminator, calibrate(real, fake))`.
 
     Raises ValueError for other shapes, fewer than 100 held-out logits of each class, another
-    method, or logits that a threshold separates, where the likelihood has no maximum.
+    method, logits that are all equal, or logits that a threshold separates, where the likelihood
+    has no maximum.
     """
     if method not in ("platt", "temperature", "isotonic"):
         raise ValueError(f'method must be "platt", "temperature" or "isotonic", got {method!r}')
@@ -381,11 +382,14 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
             f"{n} held-out logits of each class are too few to calibrate; give at least "
             f"{MIN_CALIBRATION}"
         )
-    if bool((real.amin(dim=1) > fake.amax(dim=1)).any()):
+    apart = (real.amin(dim=1) > fake.amax(dim=1)) | (real.amax(dim=1) < fake.amin(dim=1))
+    if bool(apart.any()):
         raise ValueError(
             "a threshold separates the held-out logits of real and generated samples: no "
             "calibration is finite; regularise the discriminator, or hold out more"
         )
+    if bool((torch.cat([real, fake], dim=1).std(dim=1) == 0).any()):
+        raise ValueError("all held-out logits are equal, so they tell nothing; calibrate another")
     labels = torch.arange(2).repeat_interleave(n).numpy()
     logits = torch.cat([fake, real], dim=1).detach().double().cpu().numpy()
     if method == "isotonic":

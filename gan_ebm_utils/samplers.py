@@ -91,6 +91,8 @@ def mixture(*kernels: Kernel) -> Kernel:
     """
     if not kernels:
         raise ValueError("give at least one kernel")
+    if len(kernels) == 1:
+        return kernels[0]  # which draws nothing to choose
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
         which = torch.randint(len(kernels), (1,), generator=generator, device=generator.device)

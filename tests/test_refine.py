@@ -354,6 +354,8 @@ def test_a_calibrated_gan_samples_the_data():
         (torch.zeros(1, 200), torch.zeros(1, 200), "beta", 'method must be "platt"'),
         (torch.full((1, 200), math.nan), torch.zeros(1, 200), "platt", "200 values .* not finite"),
         (torch.ones(1, 200), torch.zeros(1, 200), "platt", "threshold separates"),
+        (torch.zeros(1, 200), torch.ones(1, 200), "platt", "threshold separates"),
+        (torch.ones(1, 200), torch.ones(1, 200), "isotonic", "all held-out logits are equal"),
     ],
 )
 def test_bad_held_out_logits(real, fake, method, message):
