@@ -382,3 +382,37 @@ class MnistClassifier(nn.Module):
         if images.ndim != 4 or images.shape[1:] != (1, 28, 28):
             raise ValueError(f"images must be (n, 1, 28, 28), got {tuple(images.shape)}")
         return self.head(self.features(images))
+
+
+class FeatureDiscriminator(nn.Module):
+    """R discriminators on the features of one classifier, images (R, n, 1, 28, 28) to (R, n).
+
+    `features` is the part of a `MnistClassifier` before its last layer; it has no gradient of its
+    own. `head` holds R multilayer perceptrons. Such a logit ignores what the features ignore, as
+    the texture of a single stroke (Ding et al. 2020, arXiv:1909.10670, fit ratios in features).
+
+    Raises ValueError for images of another shape.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> FeatureDiscriminator((32,), replicates=2, generator=g)(torch.zeros(2, 3, 1, 28, 28)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...],
+        n_features: int = 64,
+        width: int = 16,
+        replicates: int = 1,
+        *,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        classifier = MnistClassifier(n_features, width, generator=generator)
+        self.features = classifier.features.requires_grad_(False)
+        self.head = mlp(n_features, tuple(hidden), replicates=replicates, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 5 or x.shape[2:] != (1, 28, 28):
+            raise ValueError(f"x must be (R, n, 1, 28, 28), got {tuple(x.shape)}")
+        return self.head(self.features(x.flatten(0, 1)).unflatten(0, x.shape[:2]))

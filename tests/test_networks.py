@@ -13,6 +13,7 @@ from gan_ebm_utils.networks import (
     Confined,
     ConvDiscriminator,
     ConvGenerator,
+    FeatureDiscriminator,
     FourierFeatures,
     MnistClassifier,
     NoisyGenerator,
@@ -428,3 +429,18 @@ def test_a_noisy_generator_adds_the_last_latents():
     torch.testing.assert_close(noisy(z), expected)
     with pytest.raises(ValueError, match="std must be positive, got 0"):
         NoisyGenerator(images, 3, 0)
+
+
+def test_discriminators_on_features_share_them_and_train_their_heads_alone():
+    discriminator = FeatureDiscriminator((8,), 12, 4, replicates=2, generator=rng())
+    images = torch.rand(2, 3, 1, 28, 28, generator=rng(1)) * 2 - 1
+    images.requires_grad_()
+    logits = discriminator(images)
+    features = torch.stack([discriminator.features(part) for part in images])
+    torch.testing.assert_close(logits, discriminator.head(features))
+    logits.sum().backward()
+    assert images.grad.abs().amax(dim=(2, 3, 4)).min() > 0  # chains in latent space need it
+    assert all(weight.grad is None for weight in discriminator.features.parameters())
+    assert all(weight.grad is not None for weight in discriminator.head.parameters())
+    with pytest.raises(ValueError, match=r"x must be \(R, n, 1, 28, 28\), got \(3, 1, 28, 28\)"):
+        discriminator(images[0])

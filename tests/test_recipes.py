@@ -343,6 +343,7 @@ def test_training_moves_the_weights_in_half_precision(small_images):
 
 def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mnist_gan, "N_FID", 1000)
+    monkeypatch.setitem(mnist_gan.CLASSIFIER, "steps", 2)
     arguments = ["--steps", "1", "--refit-steps", "1", "--replicates", "2"]
     folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
     real = mnist_gan.train_dcgan

@@ -4,10 +4,11 @@
 
 writes the checkpoint `mnist_gan`: `generator` and `discriminator`, trained with the non-saturating
 loss and R1, and `discriminator_refitted`, fitted to the finished generators on part of the training
-set; five replicates behind one leading axis. The card holds their FID in the features of
-`mnist_features`, with its floor, and that of a DCGAN with batch normalisation trained for as many
-steps. It takes about three hours on two CPU cores. A run that is cut off goes on after the last
-network that was finished.
+set; five replicates behind one leading axis. The refitted one sees the features of a classifier
+that is trained here, on the same part, and not those of `mnist_features`, in which the card gives
+the FID, its floor, and the FID of a DCGAN with batch normalisation trained for as many steps. It
+takes about three hours on two CPU cores. A run that is cut off goes on after the last network that
+was finished.
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ from gan_ebm_utils import checkpoints, losses, metrics
 from gan_ebm_utils.base import Gan, default_device, randn, seeded
 from gan_ebm_utils.checkpoints import store
 from gan_ebm_utils.datasets import digest, minibatches, mnist
-from gan_ebm_utils.networks import ConvDiscriminator, ConvGenerator
+from gan_ebm_utils.networks import (
+    ConvDiscriminator,
+    ConvGenerator,
+    FeatureDiscriminator,
+    MnistClassifier,
+)
 from gan_ebm_utils.training import refit_discriminator, train_gan
 
 LATENT_DIM = 32
@@ -38,7 +44,11 @@ GENERATOR = {"image_size": 28, "latent_dim": LATENT_DIM, "width": 64}
 DISCRIMINATOR = {"image_size": 28, "width": 32}
 TRAINING = {"batch_size": 64, "learning_rate": 5e-4, "betas": [0.5, 0.99]}
 GAMMA = 1.0
-REFIT = {"batch_size": 128, "learning_rate": 5e-4}
+CLASSIFIER = {"batch_size": 128, "learning_rate": 2e-3, "weight_decay": 0.02, "steps": 1500}
+# On raw pixels a discriminator knows the generator by its strokes, and no choice among draws mends
+# those: in trials the FID fell by a tenth. On features of a classifier it knows it by its shapes.
+REFITTED = {"hidden": [128, 128]}
+REFIT = {"batch_size": 128, "learning_rate": 1e-3}
 N_REFIT = 50_000  # training images that the refit sees; the other 10,000 are for calibration
 N_FID = 10_000  # samples for the scores on the card
 
@@ -78,15 +88,37 @@ def train(seed: int, steps: int) -> dict[str, Tensor]:
     }
 
 
-def refit(generator: nn.Module, seed: int, steps: int) -> dict[str, Tensor]:
-    """The weights of a discriminator fitted to `generator`, which stays as it is."""
+def train_classifier(seed: int, steps: int) -> dict[str, Tensor]:
+    """The weights of a classifier of the training images that the refit may see."""
     device, rng = default_device(), seeded(seed)
-    discriminator = ConvDiscriminator(**DISCRIMINATOR, generator=rng)
-    discriminator.to(device, memory_format=torch.channels_last)
+    classifier = MnistClassifier(generator=rng).to(device, memory_format=torch.channels_last)
+    settings = {"lr": CLASSIFIER["learning_rate"], "weight_decay": CLASSIFIER["weight_decay"]}
+    optimizer = torch.optim.AdamW(classifier.parameters(), **settings)
+    known = mnist("train")
+    images, labels = known.images[:N_REFIT].to(device), known.labels[:N_REFIT].to(device)
+    for _ in range(steps):
+        size = (CLASSIFIER["batch_size"],)
+        rows = torch.randint(len(images), size, generator=rng, device=device)
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            loss = F.cross_entropy(classifier(images[rows]).float(), labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {key: value.cpu() for key, value in classifier.features.state_dict().items()}
+
+
+def refit(
+    generator: nn.Module, features: dict[str, Tensor], replicates: int, seed: int, steps: int
+) -> dict[str, Tensor]:
+    """The weights of discriminators fitted to generators that stay as they are."""
+    device, rng = default_device(), seeded(seed)
+    discriminator = FeatureDiscriminator(**REFITTED, replicates=replicates, generator=rng)
+    discriminator.features.load_state_dict(features)
+    discriminator.to(device)
     gan = Gan(generator.requires_grad_(False), discriminator, LATENT_DIM)
     data = minibatches(mnist("train").images[:N_REFIT].to(device))
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-        refit_discriminator(gan, discriminator, data, steps, rng, **REFIT)
+        refit_discriminator(gan, discriminator, data, steps, rng, replicates=replicates, **REFIT)
     return {key: value.cpu() for key, value in discriminator.state_dict().items()}
 
 
@@ -169,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--refit-steps", type=int, default=5000)
+    parser.add_argument("--refit-steps", type=int, default=4000)
     parser.add_argument("--replicates", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
@@ -191,6 +223,8 @@ def main(argv: list[str] | None = None) -> None:
             "discriminator": DISCRIMINATOR,
             "gamma": GAMMA,
             "steps": args.steps,
+            "classifier": CLASSIFIER,
+            "refitted": REFITTED,
             "refit": {**REFIT, "steps": args.refit_steps, "n_data": N_REFIT},
             "replicates": args.replicates,
             "n_fid": N_FID,
@@ -238,15 +272,18 @@ def main(argv: list[str] | None = None) -> None:
         )
         return generator.to(default_device(), memory_format=torch.channels_last)
 
-    parts = [
-        once(f"refit-{s}", lambda s=s, r=r: refit(one(r), s + 1, args.refit_steps))
-        for r, s in enumerate(seeds)
-    ]
-    seconds += sum(part.pop("seconds") for part in parts)
-    settings = {**DISCRIMINATOR, "replicates": args.replicates}
-    refitted = ConvDiscriminator(**settings, generator=seeded(0, "cpu"))
-    refitted.load_state_dict(stacked(parts))
-    networks["discriminator_refitted"] = (refitted.half(), "ConvDiscriminator", settings)
+    features = once("classifier", lambda: train_classifier(args.seed + 1, CLASSIFIER["steps"]))
+    seconds += features.pop("seconds")
+    together = networks["generator"][0].to(default_device(), memory_format=torch.channels_last)
+    weights = once(
+        "refit", lambda: refit(together, features, args.replicates, args.seed + 2, args.refit_steps)
+    )
+    seconds += weights.pop("seconds")
+    together.cpu()
+    settings = {**REFITTED, "replicates": args.replicates}
+    refitted = FeatureDiscriminator(**settings, generator=seeded(0, "cpu"))
+    refitted.load_state_dict(weights)
+    networks["discriminator_refitted"] = (refitted, "FeatureDiscriminator", settings)
 
     def draw(generator: nn.Module) -> Callable[[int, torch.Generator], Tensor]:
         return lambda n, rng: generator(randn(1, n, LATENT_DIM, generator=rng))[0]

@@ -60,7 +60,7 @@ def r1(discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Ge
 RULES = (losses.gan_d_loss, losses.non_saturating_g_loss, r1)
 GAMES = {
     "gaussians25_gan": Game(gaussian_grid(std=STD), *RULES, {**TRAINING, "n_steps": 3500}),
-    "swiss_roll_gan": Game(swiss_roll(), *RULES, {**TRAINING, "n_steps": 2000}),
+    "swiss_roll_gan": Game(swiss_roll(), *RULES, {**TRAINING, "n_steps": 1000}),
     "gaussians25_wgan": Game(
         gaussian_grid(std=STD),
         losses.wasserstein_d_loss,
