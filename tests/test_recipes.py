@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from gan_ebm_utils import checkpoints, datasets, networks
-from gan_ebm_utils.base import seeded
+from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import gaussian_grid
-from gan_ebm_utils.metrics import frechet_distance, kl_to_truth, mode_report
+from gan_ebm_utils.metrics import frechet_distance, kl_to_truth, mode_report, moments
 from gan_ebm_utils.networks import ConvDiscriminator, ConvGenerator
 from gan_ebm_utils.recipes import (
     gaussians25_r1,
@@ -26,6 +26,7 @@ from gan_ebm_utils.recipes import (
     plane_ebms,
     plane_gans,
 )
+from gan_ebm_utils.refine import mh_gan
 
 # `mnist_features.digest` of the official files, whose own digests are in `datasets.SHA256`.
 MNIST_SHA256 = "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b"
@@ -312,7 +313,45 @@ def test_gans_of_the_plane_are_stored_once(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("kept") == len(games)
 
 
+@pytest.mark.parametrize("name", plane_gans.GAMES)
+def test_stored_gans_of_the_plane_score_as_their_cards_say(name):
+    stored, law = checkpoints.load(name), plane_gans.GAMES[name].law
+    generator, refitted = (stored.networks[k] for k in ("generator", "discriminator_refitted"))
+    latent_dim, rng = plane_gans.GENERATOR["in_features"], seeded(7, "cpu")
+    drawn = generator(randn(10, 1000, latent_dim, generator=rng))
+    chains = mh_gan(Gan(generator, refitted, latent_dim), 1000, rng, replicates=10, n_steps=100)
+    key, tolerance = ("emd", 0.03) if law.means is None else ("high_quality", 0.015)
+    for who, x in (("generator", drawn), ("mh_gan, refitted", chains.samples)):
+        expected = stored.card["metrics"][who][key][0]
+        assert plane_gans.score(x, law, rng)[key][0] == pytest.approx(expected, abs=tolerance)
+
+
 # --- mnist_gan ---
+
+
+def test_the_stored_mnist_gans_score_as_their_card_says():
+    stored, judge = checkpoints.load("mnist_gan"), checkpoints.load("mnist_features")
+    generator, refitted = (stored.networks[k] for k in ("generator", "discriminator_refitted"))
+    classifier, rng = judge.networks["classifier"], seeded(7, "cpu")
+    truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
+    features, logits = [], []
+    with torch.no_grad():
+        for _ in range(8):
+            images = generator(randn(5, 250, mnist_gan.LATENT_DIM, generator=rng))
+            features.append(torch.stack([classifier.features(part) for part in images]))
+            logits.append(refitted(images))
+    features, logits = torch.cat(features, dim=1), torch.cat(logits, dim=1)
+    fid = [frechet_distance(*moments(part), *truth) for part in features]
+    card = stored.card["metrics"]
+    assert sum(fid) / 5 == pytest.approx(card["fid"][0], abs=4)
+    assert card["fid"][2] < card["fid_dcgan"]
+    # The classifier of the refit is not the one that scores, and choosing by it mends the samples.
+    own = refitted.features.state_dict()
+    assert not any(torch.equal(own[k], v) for k, v in classifier.features.state_dict().items())
+    rows = logits.softmax(dim=1).multinomial(1000, replacement=True, generator=rng)
+    chosen = torch.cat([part[row] for part, row in zip(features, rows, strict=True)])
+    pooled = frechet_distance(*moments(features.flatten(0, 1)), *truth)
+    assert frechet_distance(*moments(chosen), *truth) < pooled / 2
 
 
 def test_stacked_networks_are_the_single_ones():
@@ -352,6 +391,8 @@ def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, ca
         mnist_gan.main([*arguments, *folders])
     assert not (tmp_path / "out").exists()
     assert len(list((tmp_path / "state").glob("mnist_gan-*.pt"))) == 4
+    (file,) = (tmp_path / "state").glob("mnist_gan-*-classifier.pt")
+    features = torch.load(file, weights_only=True)
     monkeypatch.setattr(mnist_gan, "train_dcgan", real)
     monkeypatch.setattr(mnist_gan, "train", lambda *a: 1 / 0)  # what is done is not done again
     mnist_gan.main([*arguments, *folders])
@@ -361,6 +402,8 @@ def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, ca
     for part in ("discriminator", "discriminator_refitted"):
         assert stored.networks[part](images).shape == (2, 3)
     assert stored.card["metrics"]["fid_dcgan"] > 0
+    for key, value in stored.networks["discriminator_refitted"].features.state_dict().items():
+        torch.testing.assert_close(value, features[key], atol=1e-3, rtol=1e-3)  # half the digits
     assert not list((tmp_path / "state").glob("mnist_gan-*.pt"))
 
 
