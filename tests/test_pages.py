@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 CHAPTER = "notebooks/01_density_ratios.html"
-CHAINS = "notebooks/02_energy_based_models.html"  # holds the figure that moves
+CHAINS = "notebooks/02_energy_based_models.html"  # these two hold a figure that moves
+LATENTS = "notebooks/08_ddls.html"
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
@@ -225,7 +226,7 @@ def test_keys_reach_the_text_and_open_a_solution(page, book):
     assert hidden.is_visible()
 
 
-# ---- the figure in which chains move
+# ---- the figures in which chains move
 
 
 class Demo:
@@ -258,8 +259,8 @@ class Demo:
     def press(self, name):
         self.page.locator(".demo button", has_text=name).click()
 
-    def picture(self):
-        return self.page.locator(".demo canvas").screenshot()
+    def picture(self, which=0):
+        return self.page.locator(".demo canvas").nth(which).screenshot()
 
 
 def test_chains_follow_the_sliders(page, book):
@@ -299,6 +300,35 @@ def test_chains_rest_for_those_who_want_less_motion(page, book):
     page.wait_for_timeout(300)
     assert demo.number("step") == 0
     assert page.locator(".demo button", has_text="run").count() == 1
+
+
+def test_latents_and_samples_move_at_once(page, book):
+    demo = Demo(page, book + LATENTS)
+    demo.wait_for_step(20)
+    before = [demo.picture(which) for which in (0, 1)]  # latent space and data space
+    page.wait_for_timeout(300)
+    assert demo.picture(0) != before[0] and demo.picture(1) != before[1]
+    demo.press("pause")
+    before = [demo.picture(which) for which in (0, 1)]
+    page.wait_for_timeout(300)
+    assert [demo.picture(which) for which in (0, 1)] == before
+
+
+def test_the_step_size_of_the_latent_chains_decides(page, book):
+    demo = Demo(page, book + LATENTS)
+    demo.set("step size", -2)
+    demo.wait_for_step(700)
+    assert demo.number("centres") == pytest.approx(0.4, rel=0.15)
+    demo.set("step size", -0.5)  # 0.3, too long a step where the generator is steep
+    demo.wait_for_step(1000)
+    assert demo.number("centres") > 0.5
+    page.get_by_label("accept").check()  # which restarts the chains and makes them exact
+    demo.wait_for_step(600)
+    assert demo.number("centres") == pytest.approx(0.4, rel=0.15)
+    page.get_by_label("accept").uncheck()
+    demo.set("step size", 0.5)
+    demo.wait_for_step(300)
+    assert "diverged" in demo.text()
 
 
 def test_other_pages_have_no_chains(page, book):
