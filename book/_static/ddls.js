@@ -11,7 +11,7 @@
   ];
   const STD = 0.4;
   const C = 0.3; // of the generator
-  const N_CHAINS = 400;
+  const { N_CHAINS, normal } = CourseDemo;
   const VIEWS = {
     latent: { left: -3.6, right: 3.6, bottom: -3.6, top: 3.6, title: "latents z" },
     data: { left: -2.6, right: 3.0, bottom: -2.8, top: 2.8, title: "samples x = G(z)" },
@@ -52,63 +52,30 @@
     };
   };
 
-  const normal = () =>
-    Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
-
-  class Demo {
-    constructor(root) {
-      this.root = root;
-      root.classList.add("demo");
+  class Demo extends CourseDemo {
+    addPictures(root) {
       const row = document.createElement("div");
       row.className = "demo-pair";
       root.append(row);
       this.views = Object.entries(VIEWS).map(([name, view]) => this.panel(row, name, view));
-      const controls = document.createElement("div");
-      controls.className = "demo-controls";
-      root.append(controls);
-      this.step = this.slider(controls, "step size ε", -3, 0.5, -1.3);
-      this.accepts = this.checkbox(controls, "accept or refuse (MALA)");
-      this.button(controls, "restart", () => this.restart());
-      this.pause = this.button(controls, "pause", () => this.toggle());
-      this.status = document.createElement("p");
-      this.status.className = "demo-status";
-      root.append(this.status);
-      this.restart();
-      this.running = false;
-      this.draw();
-      if (window.matchMedia("(prefers-reduced-motion: reduce)").matches) {
-        this.pause.textContent = "run";
-      } else {
-        this.toggle();
-      }
+    }
+
+    addControls(parent) {
+      this.step = this.slider(parent, "step size ε", -3, 0.5, -1.3);
+      this.accepts = this.checkbox(parent, "accept or refuse (MALA)");
     }
 
     panel(row, name, view) {
       const figure = document.createElement("figure");
-      const canvas = document.createElement("canvas");
-      canvas.width = canvas.height = SIZE;
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `Chains over a map of their density: ${view.title}`);
+      const label = `Chains over a map of their density: ${view.title}`;
+      const canvas = this.canvas(SIZE, SIZE, label);
       const caption = document.createElement("figcaption");
       caption.textContent = view.title;
       figure.append(canvas, caption);
       row.append(figure);
-      return { name, view, canvas, background: this.map(name, view) };
-    }
-
-    slider(parent, name, low, high, start) {
-      const label = document.createElement("label");
-      const input = document.createElement("input");
-      const output = document.createElement("output");
-      Object.assign(input, { type: "range", min: low, max: high, step: 0.05, value: start });
-      input.setAttribute("aria-label", name);
-      // Logarithmic: the value is 10 to the slider's position.
-      const show = () => (output.textContent = (10 ** Number(input.value)).toPrecision(2));
-      input.addEventListener("input", show);
-      label.append(`${name} `, input, output);
-      parent.append(label);
-      show();
-      return () => 10 ** Number(input.value);
+      const level = (u, v) => (name === "latent" ? energy(u, v).value : -data(u, v).value);
+      const background = this.map(view, 120, 120, (u, v) => (level(u, v) + 0.5) / 9);
+      return { name, view, canvas, background };
     }
 
     checkbox(parent, name) {
@@ -122,36 +89,13 @@
       return () => input.checked;
     }
 
-    button(parent, name, action) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = name;
-      button.addEventListener("click", action);
-      parent.append(button);
-      return button;
-    }
-
     restart() {
       this.chains = Array.from({ length: N_CHAINS }, () => {
         const z = [normal(), normal()];
         return { z, ...energy(...z) };
       });
       this.steps = this.tried = this.moved = 0;
-      if (this.status) this.report();
-    }
-
-    toggle() {
-      this.running = !this.running;
-      this.pause.textContent = this.running ? "pause" : "run";
-      if (this.running) this.frame();
-    }
-
-    frame() {
-      if (!this.running) return;
-      for (let i = 0; i < 2; i += 1) this.move();
-      this.draw();
-      if (this.steps % 20 === 0) this.report();
-      window.requestAnimationFrame(() => this.frame());
+      this.report();
     }
 
     move() {
@@ -178,66 +122,27 @@
       this.steps += 1;
     }
 
-    map(name, view) {
-      const n = 120;
-      const context = document.createElement("canvas").getContext("2d");
-      context.canvas.width = context.canvas.height = n;
-      const image = context.createImageData(n, n);
-      const level = (u, v) => (name === "latent" ? energy(u, v).value : -data(u, v).value);
-      for (let row = 0; row < n; row += 1) {
-        for (let column = 0; column < n; column += 1) {
-          const u = view.left + ((column + 0.5) / n) * (view.right - view.left);
-          const v = view.top - ((row + 0.5) / n) * (view.top - view.bottom);
-          const shade = Math.min(1, (level(u, v) + 0.5) / 9);
-          image.data.set([90 + 150 * shade, 130 + 112 * shade, 165 + 80 * shade, 255], 4 * (row * n + column));
-        }
-      }
-      context.putImageData(image, 0, 0);
-      return context.canvas;
+    points(name) {
+      return this.chains.map(({ z }) => (name === "latent" ? z : generate(...z)));
     }
 
     draw() {
       for (const { name, view, canvas, background } of this.views) {
-        const context = canvas.getContext("2d");
-        context.imageSmoothingEnabled = true;
-        context.drawImage(background, 0, 0, SIZE, SIZE);
-        context.fillStyle = "rgba(120, 40, 0, 0.6)";
-        for (const { z } of this.chains) {
-          const [u, v] = name === "latent" ? z : generate(...z);
-          const px = ((u - view.left) / (view.right - view.left)) * SIZE;
-          const py = ((view.top - v) / (view.top - view.bottom)) * SIZE;
-          context.fillRect(px - 1.5, py - 1.5, 3, 3);
-        }
+        this.paint(canvas, background, view, this.points(name));
       }
     }
 
     report() {
-      const counts = MEANS.map(() => 0);
-      let squares = 0;
-      for (const { z } of this.chains) {
-        const [x1, x2] = generate(...z);
-        const distances = MEANS.map(([a, b]) => (x1 - a) ** 2 + (x2 - b) ** 2);
-        const mode = distances.indexOf(Math.min(...distances));
-        counts[mode] += 1;
-        squares += distances[mode];
-      }
-      const spread = Math.sqrt(squares / (2 * N_CHAINS));
-      if (spread > 5) {
-        this.status.textContent = `step ${this.steps}: the chains have diverged; lower the step size and restart`;
-        return;
-      }
-      const percent = counts.map((n) => Math.round((100 * n) / N_CHAINS)).join(", ");
+      const who = "samples in the three modes";
+      const text = this.describe(this.points("data"), MEANS, who, "data: 33 % each", "data", STD);
       const rate =
         this.accepts() && this.tried
           ? `; ${Math.round((100 * this.moved) / this.tried)} % of the steps accepted`
           : "";
-      this.status.textContent =
-        `step ${this.steps}: ${percent} % of the samples in the three modes (data: 33 % each); ` +
-        `spread around their centres ${spread.toFixed(2)} (data: ${STD})${rate}`;
+      const lost = this.chains.filter(({ z }) => Math.hypot(...z) > 10).length;
+      this.status.textContent = lost > N_CHAINS / 2 ? this.diverged() : text + rate;
     }
   }
 
-  const start = () => document.querySelectorAll('[data-demo="ddls"]').forEach((e) => new Demo(e));
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
-  else start();
+  Demo.start("ddls");
 })();
