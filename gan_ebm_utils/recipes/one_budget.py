@@ -1,0 +1,476 @@
+"""Run every sampler on the same GANs at the same budgets of network calls, and score the samples.
+
+    python -m gan_ebm_utils.recipes.one_budget gaussians25
+
+writes the checkpoint `one_budget_gaussians25`; `swiss_roll` and `mnist` are the other two. A pass
+is one sample through generator and discriminator, forward or backward. Its tensors are named
+`discriminator/sampler/budget/score` and hold one number for each replicate of the stored GANs. A
+setting that a sampler leaves open is chosen for each budget by samples of its own, on MNIST against
+a half of the test set that no score uses. Each takes about an hour on one CPU core; a run that is
+cut off goes on after the last sampler that was finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pooch
+import torch
+from torch import Tensor, nn
+
+from gan_ebm_utils import checkpoints, metrics
+from gan_ebm_utils.base import Distribution, Gan, Kernel, count_calls, default_device, randn, seeded
+from gan_ebm_utils.checkpoints import store
+from gan_ebm_utils.datasets import digest, gaussian_grid, mnist, swiss_roll
+from gan_ebm_utils.energies import flow_energy, latent_energy
+from gan_ebm_utils.refine import ddls, dgflow, dot, drs, isir_gan, lipschitz_estimate, mh_gan
+from gan_ebm_utils.samplers import independence_mh, isir, langevin, mala, mixture, run_chain
+
+STD = 0.05
+N_CANDIDATES = 10  # of i-SIR
+TEMPERATURE = 0.01  # of DGflow's noise, as published
+N_CHAINS = 20  # of each replicate, watched step by step
+N_FLOOR = 2000  # images of the half that chooses, scored against the other
+SAMPLERS = {
+    "drs": drs,
+    "mh_gan": mh_gan,
+    "isir_gan": isir_gan,
+    "ddls": ddls,
+    "langevin": functools.partial(ddls, kernel=langevin),
+    "dot": dot,
+    "dgflow": functools.partial(dgflow, temperature=TEMPERATURE),
+}
+OWN = ("drs", "mh_gan", "isir_gan", "ddls")  # also with the discriminator the GAN was trained with
+PLANE = {
+    "budgets": (10, 100, 1000),
+    "n_choice": 500,
+    "part": 1000,
+    "temperatures": (1.0,),
+    "settings": {
+        "ddls": ((3e-2, 3e-3, 3e-4, 3e-5), (1e-2, 1e-3, 1e-4), (1e-3,)),
+        "langevin": (1e-2, 1e-3, 1e-4),
+        "dot": (0.003, 0.01, 0.03, 0.1),
+        "dgflow": (0.2, 0.02, 0.002, 0.0002),
+    },
+}
+GAMES: dict[str, dict[str, Any]] = {
+    "gaussians25": {**PLANE, "gans": "gaussians25_gan", "latent_dim": 4, "n": 10_000},
+    "swiss_roll": {**PLANE, "gans": "swiss_roll_gan", "latent_dim": 4, "n": 5000},
+    "mnist": {
+        "gans": "mnist_gan",
+        "latent_dim": 32,
+        "n": 2000,
+        "budgets": (10, 100),
+        "n_choice": 250,
+        "part": 250,
+        # A discriminator on features of a classifier is too sure of what it sees.
+        "temperatures": (1.0, 1.4, 2.0),
+        "settings": {
+            "ddls": ((0.3, 0.1), (0.1, 0.03)),
+            "langevin": (0.1, 0.03),
+            "dot": (0.03, 0.1),
+            "dgflow": (0.2, 0.05),
+        },
+    },
+}
+# Of EMD and energy distance; the samples' first ones.
+N_EMD = {"gaussians25": 2000, "swiss_roll": 5000}
+# Box and cells of the test against the density: on the grid a cell holds a mode's middle.
+CELLS = {"gaussians25": ((-2.5, 2.5, -2.5, 2.5), 25), "swiss_roll": ((-2.0, 2.5, -2.5, 2.5), 10)}
+
+
+class Judge(NamedTuple):
+    """How samples (R, n, *event) are scored.
+
+    `score` gives numbers (R,) by name, `error` what a choice of settings makes small, from other
+    data, `watched` the numbers of a sample whose course along a chain is looked at, (..., k), and
+    `mode` the mode that a sample belongs to, (...).
+    """
+
+    score: Callable[[Tensor], dict[str, Tensor]]
+    error: Callable[[Tensor], float]
+    watched: Callable[[Tensor], Tensor]
+    mode: Callable[[Tensor], Tensor] | None
+    real: Callable[[], Tensor]
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def plane_judge(name: str, law: Distribution, replicates: int, n: int, seed: int) -> Judge:
+    """Scores against a law of the plane, its sample the same for all samplers."""
+    rng, n_emd = seeded(seed), min(n, N_EMD[name])
+    reference = law.sample((replicates, n_emd), rng)
+
+    def score(x: Tensor) -> dict[str, Tensor]:
+        found = {
+            "misfit": metrics.chi_square(x, law, *CELLS[name]),
+            "emd": metrics.emd(x[:, :n_emd], reference),
+            "energy_distance": metrics.energy_distance(x[:, :n_emd], reference),
+        }
+        if law.means is not None:
+            found |= metrics.mode_report(x, law.means, STD, n_std=4)._asdict()
+        return found
+
+    def mode(x: Tensor) -> Tensor:
+        return torch.cdist(x.flatten(0, -2), law.means).argmin(dim=1).reshape(x.shape[:-1])
+
+    return Judge(
+        score,
+        lambda x: float(metrics.chi_square(x, law, *CELLS[name]).mean()),
+        lambda x: x,
+        None if law.means is None else mode,
+        lambda: law.sample((replicates, n), rng),
+        {},
+        {"n_emd": n_emd},
+    )
+
+
+def halves(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows 0 to n - 1 in two halves by chance: one to choose settings on, one to score on."""
+    rows = torch.randperm(n, generator=seeded(seed, "cpu"))
+    return rows[: n // 2], rows[n // 2 :]
+
+
+@torch.no_grad()
+def mnist_judge(replicates: int, seed: int) -> Judge:
+    """FID in the features of `mnist_features`, and the classes that its classifier sees."""
+    stored, images = checkpoints.load("mnist_features"), mnist("test").images
+    classifier = stored.networks["classifier"]
+
+    def features(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):  # the judge sees all digits
+            return torch.cat([classifier.features(part.float().cpu()) for part in x.split(1000)])
+
+    known, rng = features(images), seeded(seed, "cpu")
+    choosing, scoring = halves(len(images), seed)
+    truths = [metrics.moments(known[rows]) for rows in (choosing, scoring)]
+    share = stored.tensors["test_frequencies"].double()
+
+    def fid(x: Tensor, truth: tuple[Tensor, Tensor]) -> Tensor:
+        found = [metrics.moments(features(part)) for part in x]
+        return torch.tensor([metrics.frechet_distance(*each, *truth) for each in found]).double()
+
+    def mode(x: Tensor) -> Tensor:
+        return watched(x).argmax(dim=-1)
+
+    def watched(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            flat = classifier.head(features(x.flatten(0, -4)))
+        return flat.reshape(*x.shape[:-3], -1)
+
+    def score(x: Tensor) -> dict[str, Tensor]:
+        digits = torch.stack([row.bincount(minlength=10) for row in mode(x)]) / x.shape[1]
+        # Each against the share of its digit among real images.
+        return {"fid": fid(x, truths[1]), "min_share": (digits / share).amin(dim=1).double()}
+
+    def real() -> Tensor:
+        n = min(N_FLOOR, len(choosing))
+        rows = torch.stack(
+            [torch.randperm(len(choosing), generator=rng)[:n] for _ in range(replicates)]
+        )
+        return images[choosing[rows]]
+
+    middle = len(images) // 2
+    ends = [metrics.moments(known[:middle]), metrics.moments(known[middle:])]
+    tensors = {
+        f"{half}_{part}": value.float()
+        for half, truth in zip(("choosing", "scoring"), truths, strict=True)
+        for part, value in zip(("mean", "covariance"), truth, strict=True)
+    }
+    facts = {"fid_between_halves_in_order": metrics.frechet_distance(*ends[0], *ends[1])}
+    return Judge(
+        score, lambda x: float(fid(x, truths[0]).mean()), watched, mode, real, tensors, facts
+    )
+
+
+class Tempered(nn.Module):
+    """The logit of `discriminator` divided by a temperature."""
+
+    def __init__(self, discriminator: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.discriminator, self.temperature = discriminator, temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.discriminator(x).float() / self.temperature
+
+
+def arguments(sampler: str, budget: int, n: int, setting: Any) -> dict[str, Any]:
+    """Arguments with which a sampler stays within `budget` passes for each of n samples."""
+    # The samplers look at the networks once, and pass the last latents through the generator.
+    if sampler == "drs":  # a pilot of n proposals is one pass for each sample
+        return {"budget": budget - 1, "n_pilot": n, "max_proposals": 2 * budget * n}
+    if sampler == "mh_gan":
+        return {"n_steps": budget - 2}
+    if sampler == "isir_gan":
+        return {"n_candidates": N_CANDIDATES, "n_steps": (budget - 1) // (N_CANDIDATES - 1)}
+    steps = (budget - 3) // 2  # each forward and backward
+    return {"learning_rate" if sampler == "dot" else "step_size": setting, "n_steps": steps}
+
+
+class Run(NamedTuple):
+    """Samples (R, n, *event), the share of accepted proposals (R,), passes and seconds a sample."""
+
+    samples: Tensor
+    acceptance: Tensor | None
+    passes: float
+    seconds: float
+
+
+def run(
+    sampler: str, gan: Gan, n: int, part: int, replicates: int, budget: int, setting: Any, seed: int
+) -> Run:
+    """n samples of each replicate, `part` at a time, from one sampler at one budget."""
+    rng, start = seeded(seed), time.perf_counter()
+    settings, parts = arguments(sampler, budget, n, setting), [part] * (n // part)
+    with count_calls(gan.generator, gan.discriminator) as calls:
+        if sampler == "drs":
+            settings["batch_size"], parts = part, [n]
+        if sampler == "dot":
+            settings["k"] = lipschitz_estimate(gan, rng, replicates=replicates)[:, None]
+        runs = [SAMPLERS[sampler](gan, m, rng, replicates=replicates, **settings) for m in parts]
+    seconds = (time.perf_counter() - start) / (n * replicates)
+    kept = None
+    if runs[0].acceptance_rate is not None:
+        kept = torch.stack([torch.as_tensor(each.acceptance_rate) for each in runs]).mean(dim=0)
+    samples = torch.cat([each.samples for each in runs], dim=1).float()
+    return Run(samples, kept, sum(calls()) / 2 / (n * replicates), seconds)
+
+
+def kernel_of(sampler: str, gan: Gan, setting: Any) -> tuple[Kernel, int]:
+    """One step of the chains that a sampler runs, and the passes of a step."""
+
+    def propose(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return randn(*size, gan.latent_dim, generator=generator)
+
+    def log_ratio(z: Tensor) -> Tensor:
+        return gan.discriminator(gan.generator(z))
+
+    if sampler == "mh_gan":
+        return independence_mh(log_ratio, propose), 1
+    if sampler == "isir_gan":
+        return isir(log_ratio, propose, N_CANDIDATES), N_CANDIDATES - 1
+    if sampler == "ddls":
+        return mixture(*(mala(latent_energy(gan), size) for size in setting)), 2
+    if sampler == "langevin":
+        return langevin(latent_energy(gan), setting), 2
+    return langevin(flow_energy(gan), setting, TEMPERATURE), 2
+
+
+def watch(
+    sampler: str, gan: Gan, replicates: int, budget: int, setting: Any, judge: Judge, seed: int
+) -> dict[str, Tensor]:
+    """How N_CHAINS chains of each replicate move within the budget: numbers (R,) by name.
+
+    `rhat` is the largest and `ess` the smallest over what the judge watches, `ess` and `hops`
+    (changes of mode) for each 1,000 passes, `unique` the share of states that differ from the one
+    before.
+    """
+    rng = seeded(seed)
+    kernel, passes = kernel_of(sampler, gan, setting)
+    n_steps = max(4, budget // passes)
+    start = randn(replicates, N_CHAINS, gan.latent_dim, generator=rng)
+    z = run_chain(kernel, start, n_steps, rng).positions
+    moved = (z[1:] != z[:-1]).any(dim=-1).double().mean(dim=(0, 2))
+    with torch.no_grad():
+        # (steps, R, chains) to (R, steps * chains) and back: networks take replicates first.
+        x = torch.stack([gan.generator(part) for part in z]).float()
+    draws, total = judge.watched(x), n_steps * passes * N_CHAINS / 1000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the numbers are there to show chains that are stuck
+        found = {
+            "rhat": torch.stack([metrics.rhat(draws[:, r]).max() for r in range(replicates)]),
+            "ess": torch.stack([metrics.ess(draws[:, r]).min() for r in range(replicates)]) / total,
+        }
+    if judge.mode is not None:
+        mode = judge.mode(x)
+        found["hops"] = (mode[1:] != mode[:-1]).double().sum(dim=(0, 2)).cpu() / total
+    return {**found, "unique": moved.cpu()}
+
+
+def measure(
+    sampler: str,
+    gan: Gan,
+    game: dict[str, Any],
+    replicates: int,
+    budget: int,
+    setting: Any,
+    judge: Judge,
+    seeds: tuple[int, int],
+) -> dict[str, Tensor]:
+    """Scores of a run and, at the largest budget, how chains move, as numbers (R,) by name."""
+    done = run(sampler, gan, game["n"], game["part"], replicates, budget, setting, seeds[0])
+    found = judge.score(done.samples)
+    for name, value in (("passes", done.passes), ("seconds", done.seconds)):
+        found[name] = torch.full((replicates,), value)
+    if done.acceptance is not None:
+        found["acceptance"] = done.acceptance.cpu().double()
+    if budget == game["budgets"][-1] and sampler not in ("drs", "dot"):
+        found |= watch(sampler, gan, replicates, budget, setting, judge, seeds[1])
+    return found
+
+
+def error_of(
+    sampler: str,
+    gan: Gan,
+    game: dict[str, Any],
+    replicates: int,
+    budget: int,
+    setting: Any,
+    judge: Judge,
+    seed: int,
+) -> float:
+    """The error of samples that no score sees; infinite if a setting lets chains blow up."""
+    n, part = game["n_choice"], min(game["n_choice"], game["part"])
+    try:
+        return judge.error(run(sampler, gan, n, part, replicates, budget, setting, seed).samples)
+    except (FloatingPointError, ValueError):
+        return float("inf")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", choices=GAMES, help="what the GANs were trained on")
+    parser.add_argument("--n", type=int, help="samples of each replicate (default: as stored)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(pooch.os_cache("gan_ebm_utils")),
+        help="folder for the scores of a run that was cut off (default: the user's cache)",
+    )
+    args = parser.parse_args(argv)
+    game = dict(GAMES[args.name])
+    n = game["n"] = game["n"] if args.n is None else args.n
+    part = min(n, game["part"])
+    if n < 10 or n % part:
+        parser.error(f"--n must be at least 10, and a multiple of {part} above that, got {n}")
+
+    device = default_device()
+    stored = checkpoints.load(game["gans"], device)
+    replicates = stored.card["settings"]["replicates"]
+    given = {
+        "recipe": "one_budget",
+        "settings": {
+            **game,
+            "samplers": list(SAMPLERS),
+            "own": OWN,
+            "n_candidates": N_CANDIDATES,
+            "temperature": TEMPERATURE,
+            "n_chains": N_CHAINS,
+            "gans_sha256": stored.card["sha256"],
+        },
+        "seed": args.seed,
+    }
+    if args.name == "mnist":
+        given["data"] = "MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0)"
+        given["data_sha256"] = digest(mnist("train"), mnist("test"))
+        judge = mnist_judge(replicates, args.seed)
+    else:
+        law = gaussian_grid(std=STD) if args.name == "gaussians25" else swiss_roll()
+        judge = plane_judge(args.name, law, replicates, n, args.seed)
+    given = json.loads(json.dumps(given))  # tuples become lists, as on the card
+    key = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+    game |= {"part": part, "n_choice": min(n, game["n_choice"])}
+
+    def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` returns, from a file if an earlier run has stored it."""
+        file = args.state / f"one_budget-{key}-{name.replace('/', '-')}.pt"
+        if not file.exists():
+            start = time.perf_counter()
+            store(make(), file)
+            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        return torch.load(file, weights_only=True)
+
+    def seed_of(*names: Any) -> int:
+        """A seed of its own for each part of the run."""
+        text = json.dumps([args.seed, args.name, *names])
+        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+
+    chosen: dict[str, Any] = {}
+
+    def choose(name: str, settings: tuple, error: Callable[[Any], float]) -> Any:
+        """The setting with the smallest error; all errors go to the card."""
+        if len(settings) == 1:
+            return settings[0]
+        errors = once(name, lambda: {"errors": [error(setting) for setting in settings]})["errors"]
+        best = min(range(len(settings)), key=errors.__getitem__)
+        told = [e if e < float("inf") else None for e in errors]
+        chosen[name] = {"of": settings, "errors": told, "chosen": settings[best]}
+        return settings[best]
+
+    def tempered(which: str) -> Gan:
+        """The GANs with one of their discriminators, at the temperature that suits MH-GAN best."""
+        network = {"refitted": "discriminator_refitted", "own": "discriminator"}[which]
+        gan = Gan(stored.networks["generator"], stored.networks[network], game["latent_dim"])
+
+        def at(temperature: float) -> Gan:
+            if temperature == 1:
+                return gan
+            return gan._replace(discriminator=Tempered(gan.discriminator, temperature))
+
+        def error(temperature: float) -> float:
+            how = (game, replicates, game["budgets"][-1], None, judge)
+            return error_of("mh_gan", at(temperature), *how, seed_of(which, "temperature"))
+
+        return at(choose(f"{which}-temperature", game["temperatures"], error))
+
+    @torch.no_grad()
+    def unrefined() -> dict[str, Tensor]:
+        rng, generator = seeded(seed_of("generator")), stored.networks["generator"]
+        sizes = [part] * (n // part)
+        draws = [randn(replicates, m, game["latent_dim"], generator=rng) for m in sizes]
+        return judge.score(torch.cat([generator(z) for z in draws], dim=1).float())
+
+    def refined(which: str, sampler: str, gan: Gan, budget: int) -> dict[str, Tensor]:
+        name, settings = f"{which}/{sampler}/{budget}", game["settings"].get(sampler, (None,))
+        how = (sampler, gan, game, replicates, budget)
+        seed = seed_of(sampler, budget, "choice")
+        setting = choose(f"{name}-choice", settings, lambda s: error_of(*how, s, judge, seed))
+        seeds = (seed_of(name), seed_of(name, "watch"))
+        return once(name, lambda: measure(*how, setting, judge, seeds))
+
+    # What each discriminator is used for; the trained one at the middle budget, or the larger of
+    # two.
+    uses = {"refitted": (game["budgets"], SAMPLERS), "own": (game["budgets"][1:2], OWN)}
+    # On pictures, half the digits are enough and take half the time.
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.name == "mnist"):
+        scores = {"real/data/0": once("real", lambda: judge.score(judge.real()))}
+        scores["none/generator/1"] = once("generator", unrefined)
+        for which, (budgets, samplers) in uses.items():
+            gan = tempered(which)
+            for budget in budgets:
+                for sampler in samplers:
+                    scores[f"{which}/{sampler}/{budget}"] = refined(which, sampler, gan, budget)
+
+    found = {f"{name}/{score}": v for name, each in scores.items() for score, v in each.items()}
+    intervals = {
+        name: list(metrics.mean_interval(value)[:3]) if value.isfinite().all() else None
+        for name, value in found.items()
+    }
+    card = {
+        **given,
+        "metrics": {**intervals, **judge.facts},
+        "chosen": chosen,
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+    checkpoints.save(f"one_budget_{args.name}", {}, {**judge.tensors, **found}, card, args.out)
+    for file in args.state.glob(f"one_budget-{key}-*.pt"):
+        file.unlink()
+
+
+if __name__ == "__main__":
+    main()
