@@ -23,6 +23,7 @@ from gan_ebm_utils.recipes import (
     gaussians25_r1,
     mnist_features,
     mnist_gan,
+    one_budget,
     plane_ebms,
     plane_gans,
 )
@@ -472,3 +473,118 @@ def test_the_average_is_of_the_weights():
     first, same = plane_ebms.train("ring", "cd1", 1, 2, 0)
     for a, b in zip(first.parameters(), same.parameters(), strict=True):
         torch.testing.assert_close(a, b)  # the average of one
+
+
+# --- one_budget ---
+
+
+@pytest.mark.parametrize("name", one_budget.GAMES)
+def test_stored_budgets_belong_to_the_stored_gans(name):
+    stored, game = checkpoints.load(f"one_budget_{name}"), one_budget.GAMES[name]
+    gans = checkpoints.load(game["gans"]).card
+    assert stored.card["settings"]["gans_sha256"] == gans["sha256"]
+    replicates, budgets = gans["settings"]["replicates"], game["budgets"]
+    runs = {f"refitted/{sampler}/{b}": b for sampler in one_budget.SAMPLERS for b in budgets}
+    runs |= {f"own/{sampler}/{budgets[1]}": budgets[1] for sampler in one_budget.OWN}
+    error = "fid" if name == "mnist" else "emd"
+    for run, budget in runs.items():
+        assert stored.tensors[f"{run}/{error}"].shape == (replicates,)
+        assert stored.tensors[f"{run}/passes"].max() < 1.15 * budget
+    for run in ("real/data/0", "none/generator/1"):
+        assert stored.tensors[f"{run}/{error}"].shape == (replicates,)
+    # What was chosen had the smallest error of its candidates.
+    assert stored.card["chosen"]
+    for choice in stored.card["chosen"].values():
+        told = [math.inf if e is None else e for e in choice["errors"]]
+        assert choice["chosen"] == choice["of"][told.index(min(told))]
+
+
+def test_a_stored_score_of_the_plane_is_found_again():
+    stored = checkpoints.load("one_budget_gaussians25")
+    networks, rng = checkpoints.load("gaussians25_gan").networks, seeded(7, "cpu")
+    found = {}
+    for which, part in (("refitted", "discriminator_refitted"), ("own", "discriminator")):
+        gan = Gan(networks["generator"], networks[part], 4)
+        done = one_budget.run("mh_gan", gan, 1000, 1000, 10, 100, None, 7)
+        report = mode_report(done.samples, gaussian_grid().means, one_budget.STD)
+        found[which] = report.high_quality.mean()
+        expected = stored.tensors[f"{which}/mh_gan/100/high_quality"].mean()
+        assert found[which] == pytest.approx(float(expected), abs=0.02)
+    assert found["own"] < found["refitted"] - 0.05  # the control: it matters which one is asked
+    z = randn(10, 2000, 4, generator=rng)
+    report = mode_report(networks["generator"](z), gaussian_grid().means, one_budget.STD)
+    expected = stored.tensors["none/generator/1/inlier_std"].mean()
+    assert report.inlier_std.mean() == pytest.approx(float(expected), abs=0.001)
+
+
+def test_a_stored_fid_is_found_again():
+    stored, judge = checkpoints.load("one_budget_mnist"), checkpoints.load("mnist_features")
+    truth = stored.tensors["scoring_mean"], stored.tensors["scoring_covariance"]
+    networks, rng = checkpoints.load("mnist_gan").networks, seeded(7, "cpu")
+    n, features = stored.card["settings"]["n"], judge.networks["classifier"].features
+    with torch.no_grad():
+        images = [networks["generator"](randn(5, 250, 32, generator=rng)) for _ in range(n // 250)]
+        found = [
+            frechet_distance(*moments(torch.cat([features(part[r]) for part in images])), *truth)
+            for r in range(5)
+        ]
+    expected = stored.tensors["none/generator/1/fid"]
+    assert sum(found) / 5 == pytest.approx(float(expected.mean()), abs=4)
+    assert expected.mean() > 5 * stored.tensors["real/data/0/fid"].mean()
+
+
+def test_halves_share_no_image_and_leave_none_out():
+    choosing, scoring = one_budget.halves(1000, 3)
+    assert len(choosing) == len(scoring) == 500
+    assert sorted(torch.cat([choosing, scoring]).tolist()) == list(range(1000))
+    assert choosing.tolist() != list(range(500)), "the order of the files means something"
+
+
+def test_settings_are_chosen_on_the_half_that_is_not_scored(small_mnist, monkeypatch):
+    monkeypatch.setenv("GAN_EBM_DATA", str(small_mnist))
+    judge = one_budget.mnist_judge(2, 0)
+    images = datasets.mnist("test").images
+    choosing, scoring = one_budget.halves(len(images), 0)
+    own, other = (images[rows].expand(2, -1, -1, -1, -1) for rows in (choosing, scoring))
+    assert judge.error(own) < 1e-2 < judge.error(other)
+    assert judge.score(other)["fid"].max() < 1e-2 < judge.score(own)["fid"].min()
+    real = judge.real()  # the floor is of images that are not scored against
+    assert judge.score(real)["fid"].min() > 1e-2
+
+
+def test_each_sampler_stays_within_its_budget():
+    networks = checkpoints.load("swiss_roll_gan").networks
+    gan = Gan(networks["generator"], networks["discriminator_refitted"], 4)
+    for sampler in one_budget.SAMPLERS:
+        setting = (1e-3, 1e-4) if sampler == "ddls" else 1e-3
+        done = one_budget.run(sampler, gan, 2000, 1000, 10, 20, setting, 0)
+        assert done.samples.shape == (10, 2000, 2)
+        assert 12 < done.passes < 23, sampler
+
+
+def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    game = one_budget.GAMES["gaussians25"] | {"budgets": (10, 12)}
+    monkeypatch.setitem(one_budget.GAMES, "gaussians25", game)
+    monkeypatch.setitem(one_budget.N_EMD, "gaussians25", 50)
+    folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
+    real, scored = one_budget.measure, []
+    monkeypatch.setattr(one_budget, "watch", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        one_budget.main(["gaussians25", "--n", "500", *folders])
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    monkeypatch.setitem(one_budget.GAMES, "gaussians25", game)
+    monkeypatch.setitem(one_budget.N_EMD, "gaussians25", 50)
+    monkeypatch.setattr(one_budget, "measure", lambda *a: scored.append(a[4]) or real(*a))
+    one_budget.main(["gaussians25", "--n", "500", *folders])
+    assert 10 not in scored, "what the first run finished is not done again"
+    stored = checkpoints.load("one_budget_gaussians25", folder=tmp_path / "out")
+    assert stored.tensors["refitted/mh_gan/12/rhat"].shape == (10,)
+    assert stored.card["metrics"]["own/ddls/12/emd"][0] > 0
+    assert not list((tmp_path / "state").glob("*.pt"))
+
+
+def test_a_number_of_samples_that_cannot_be_split(capsys):
+    with pytest.raises(SystemExit):
+        one_budget.main(["gaussians25", "--n", "1500"])
+    assert "multiple of 1000 above that, got 1500" in capsys.readouterr().err
