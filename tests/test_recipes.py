@@ -583,6 +583,15 @@ def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     assert not list((tmp_path / "state").glob("*.pt"))
 
 
+def test_a_temperature_divides_the_logit():
+    gan = checkpoints.load("mnist_gan").networks
+    with torch.no_grad():
+        x = gan["generator"](randn(5, 3, 32, generator=seeded(0, "cpu")))
+        d = gan["discriminator"](x)
+        halved = one_budget.Tempered(gan["discriminator"], 2.0)(x)
+    torch.testing.assert_close(halved, d / 2)
+
+
 def test_a_number_of_samples_that_cannot_be_split(capsys):
     with pytest.raises(SystemExit):
         one_budget.main(["gaussians25", "--n", "1500"])
