@@ -557,16 +557,17 @@ def test_each_sampler_stays_within_its_budget():
     gan = Gan(networks["generator"], networks["discriminator_refitted"], 4)
     for sampler in one_budget.SAMPLERS:
         setting = (1e-3, 1e-4) if sampler == "ddls" else 1e-3
-        done = one_budget.run(sampler, gan, 2000, 1000, 10, 20, setting, 0)
-        assert done.samples.shape == (10, 2000, 2)
-        assert 12 < done.passes < 23, sampler
+        done = one_budget.run(sampler, gan, 1000, 1000, 10, 20, setting, 0)
+        assert done.samples.shape == (10, 1000, 2)
+        assert 12 < done.passes < 26, sampler  # rejection: what the slowest of ten needs
 
 
 def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
-    game = one_budget.GAMES["gaussians25"] | {"budgets": (10, 12)}
+    few = {"ddls": ((1e-3,),), "langevin": (1e-3, 1e-4), "dot": (0.01,), "dgflow": (0.002,)}
+    game = one_budget.GAMES["gaussians25"] | {"budgets": (10, 40), "settings": few}
     monkeypatch.setitem(one_budget.GAMES, "gaussians25", game)
     monkeypatch.setitem(one_budget.N_EMD, "gaussians25", 50)
-    monkeypatch.setattr(one_budget, "MIN_WATCHED", 12)
+    monkeypatch.setattr(one_budget, "MIN_WATCHED", 40)
     folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
     real, watched, scored = one_budget.measure, one_budget.watch, []
     monkeypatch.setattr(one_budget, "watch", lambda *a: 1 / 0)
@@ -576,10 +577,12 @@ def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(one_budget, "watch", watched)
     monkeypatch.setattr(one_budget, "measure", lambda *a: scored.append(a[4]) or real(*a))
     one_budget.main(["gaussians25", "--n", "500", *folders])
-    assert 10 not in scored, "what the first run finished is not done again"
+    # The first run had finished all at 10 but those with the trained discriminator.
+    assert scored.count(10) == len(one_budget.OWN)
     stored = checkpoints.load("one_budget_gaussians25", folder=tmp_path / "out")
-    assert stored.tensors["refitted/mh_gan/12/rhat"].shape == (10,)
+    assert stored.tensors["refitted/mh_gan/40/rhat"].shape == (10,)
     assert stored.card["metrics"]["own/ddls/10/emd"][0] > 0
+    assert stored.card["chosen"].keys() == {f"refitted/langevin/{b}-choice" for b in (10, 40)}
     assert not list((tmp_path / "state").glob("*.pt"))
 
 
