@@ -59,16 +59,29 @@ PLANE = {
     "part": 1000,
     "temperatures": (1.0,),
     "settings": {
-        # MALA has one law at every size; the smallest is accepted where modes are steepest.
-        "ddls": ((1e-2, 1e-3, 1e-4, 1e-5),),
         "langevin": (1e-2, 1e-3, 1e-4, 1e-5),
         "dot": (0.003, 0.01, 0.03, 0.1, 0.3),
         "dgflow": (0.2, 0.02, 0.002, 0.0002, 0.00002),
     },
 }
+# MALA has one law at every size. These four were found in a trial with other seeds: the smallest is
+# accepted where the energy is steepest, the largest walks along the roll.
+GRID_STEPS, ROLL_STEPS = (1e-2, 1e-3, 1e-4, 1e-5), (1e-1, 1e-2, 1e-3, 1e-4)
 GAMES: dict[str, dict[str, Any]] = {
-    "gaussians25": {**PLANE, "gans": "gaussians25_gan", "latent_dim": 4, "n": 10_000},
-    "swiss_roll": {**PLANE, "gans": "swiss_roll_gan", "latent_dim": 4, "n": 5000},
+    "gaussians25": {
+        **PLANE,
+        "gans": "gaussians25_gan",
+        "latent_dim": 4,
+        "n": 10_000,
+        "settings": {**PLANE["settings"], "ddls": (GRID_STEPS,)},
+    },
+    "swiss_roll": {
+        **PLANE,
+        "gans": "swiss_roll_gan",
+        "latent_dim": 4,
+        "n": 5000,
+        "settings": {**PLANE["settings"], "ddls": (ROLL_STEPS,)},
+    },
     "mnist": {
         "gans": "mnist_gan",
         "latent_dim": 32,
