@@ -542,7 +542,7 @@ def test_halves_share_no_image_and_leave_none_out():
 
 def test_settings_are_chosen_on_the_half_that_is_not_scored(small_mnist, monkeypatch):
     monkeypatch.setenv("GAN_EBM_DATA", str(small_mnist))
-    judge = one_budget.mnist_judge(2, 0)
+    judge = one_budget.mnist_judge(20, 2, 0)
     images = datasets.mnist("test").images
     choosing, scoring = one_budget.halves(len(images), 0)
     own, other = (images[rows].expand(2, -1, -1, -1, -1) for rows in (choosing, scoring))
@@ -564,9 +564,9 @@ def test_each_sampler_stays_within_its_budget():
 
 def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     few = {"ddls": ((1e-3,),), "langevin": (1e-3, 1e-4), "dot": (0.01,), "dgflow": (0.002,)}
-    game = one_budget.GAMES["gaussians25"] | {"budgets": (10, 40), "settings": few}
+    short = {"budgets": (10, 40), "settings": few, "n_emd": 50}
+    game = one_budget.GAMES["gaussians25"] | short
     monkeypatch.setitem(one_budget.GAMES, "gaussians25", game)
-    monkeypatch.setitem(one_budget.N_EMD, "gaussians25", 50)
     monkeypatch.setattr(one_budget, "MIN_WATCHED", 40)
     folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
     real, watched, scored = one_budget.measure, one_budget.watch, []
@@ -575,7 +575,7 @@ def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
         one_budget.main(["gaussians25", "--n", "500", *folders])
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(one_budget, "watch", watched)
-    monkeypatch.setattr(one_budget, "measure", lambda *a: scored.append(a[4]) or real(*a))
+    monkeypatch.setattr(one_budget, "measure", lambda *a: scored.append(a[3]) or real(*a))
     one_budget.main(["gaussians25", "--n", "500", *folders])
     # The first run had finished all at 10 but those with the trained discriminator.
     assert scored.count(10) == len(one_budget.OWN)
@@ -584,15 +584,6 @@ def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     assert stored.card["metrics"]["own/ddls/10/emd"][0] > 0
     assert stored.card["chosen"].keys() == {f"refitted/langevin/{b}-choice" for b in (10, 40)}
     assert not list((tmp_path / "state").glob("*.pt"))
-
-
-def test_a_temperature_divides_the_logit():
-    gan = checkpoints.load("mnist_gan").networks
-    with torch.no_grad():
-        x = gan["generator"](randn(5, 3, 32, generator=seeded(0, "cpu")))
-        d = gan["discriminator"](x)
-        halved = one_budget.Tempered(gan["discriminator"], 2.0)(x)
-    torch.testing.assert_close(halved, d / 2)
 
 
 def test_a_number_of_samples_that_cannot_be_split(capsys):

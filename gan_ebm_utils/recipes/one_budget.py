@@ -4,10 +4,10 @@
 
 writes the checkpoint `one_budget_gaussians25`; `swiss_roll` and `mnist` are the other two. A pass
 is one sample through generator and discriminator, forward or backward. Its tensors are named
-`discriminator/sampler/budget/score` and hold one number for each replicate of the stored GANs. A
-setting that a sampler leaves open is chosen for each budget by samples of its own, on MNIST against
-a half of the test set that no score uses. Each takes about an hour on one CPU core; a run that is
-cut off goes on after the last sampler that was finished.
+`discriminator/sampler/budget/score` and hold one number for each replicate of the stored GANs. Of
+several sizes of steps one is chosen for each budget, by samples that are not scored, on MNIST
+against a half of the test set that scores no sampler. Each takes an hour or more on one CPU core; a
+run that is cut off goes on after the last sampler that was finished.
 
 On MNIST the networks compute in bfloat16, and the features for the FID in single precision.
 """
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import pooch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gan_ebm_utils import checkpoints, metrics
 from gan_ebm_utils.base import Distribution, Gan, Kernel, count_calls, default_device, randn, seeded
@@ -42,7 +42,6 @@ N_CANDIDATES = 10  # of i-SIR
 TEMPERATURE = 0.01  # of DGflow's noise, as published
 N_CHAINS = 20  # of each replicate, watched step by step
 MIN_WATCHED = 1000  # passes: R-hat of a chain that is shorter says little
-N_FLOOR = 2000  # images of the half that chooses, scored against the other
 SAMPLERS = {
     "drs": drs,
     "mh_gan": mh_gan,
@@ -53,11 +52,12 @@ SAMPLERS = {
     "dgflow": functools.partial(dgflow, temperature=TEMPERATURE),
 }
 OWN = ("drs", "mh_gan", "isir_gan", "ddls")  # also with the discriminator the GAN was trained with
+# `part` samples are drawn at a time; `n_emd` of them, the first, are scored by EMD and energy
+# distance; `cells` are box and number for the test against the density.
 PLANE = {
     "budgets": (10, 100, 1000),
     "n_choice": 500,
     "part": 1000,
-    "temperatures": (1.0,),
     "settings": {
         "langevin": (1e-2, 1e-3, 1e-4, 1e-5),
         "dot": (0.003, 0.01, 0.03, 0.1, 0.3),
@@ -73,6 +73,8 @@ GAMES: dict[str, dict[str, Any]] = {
         "gans": "gaussians25_gan",
         "latent_dim": 4,
         "n": 10_000,
+        "n_emd": 2000,
+        "cells": ((-2.5, 2.5, -2.5, 2.5), 25),  # one holds a mode's middle
         "settings": {**PLANE["settings"], "ddls": (GRID_STEPS,)},
     },
     "swiss_roll": {
@@ -80,6 +82,8 @@ GAMES: dict[str, dict[str, Any]] = {
         "gans": "swiss_roll_gan",
         "latent_dim": 4,
         "n": 5000,
+        "n_emd": 5000,
+        "cells": ((-2.0, 2.5, -2.5, 2.5), 10),
         "settings": {**PLANE["settings"], "ddls": (ROLL_STEPS,)},
     },
     "mnist": {
@@ -89,7 +93,6 @@ GAMES: dict[str, dict[str, Any]] = {
         "budgets": (10, 100),
         "n_choice": 250,
         "part": 250,
-        "temperatures": (1.0, 1.4, 2.0),
         "settings": {
             "ddls": ((1.0, 0.3), (0.3, 0.1), (0.1, 0.03)),
             "langevin": (0.3, 0.1, 0.03),
@@ -98,10 +101,6 @@ GAMES: dict[str, dict[str, Any]] = {
         },
     },
 }
-# Of EMD and energy distance; the samples' first ones.
-N_EMD = {"gaussians25": 2000, "swiss_roll": 5000}
-# Box and cells of the test against the density: on the grid a cell holds a mode's middle.
-CELLS = {"gaussians25": ((-2.5, 2.5, -2.5, 2.5), 25), "swiss_roll": ((-2.0, 2.5, -2.5, 2.5), 10)}
 
 
 class Judge(NamedTuple):
@@ -117,17 +116,18 @@ class Judge(NamedTuple):
     mode: Callable[[Tensor], Tensor] | None
     real: Callable[[], Tensor]
     tensors: dict[str, Tensor]
-    facts: dict[str, Any]
+    facts: dict[str, float]
 
 
-def plane_judge(name: str, law: Distribution, replicates: int, n: int, seed: int) -> Judge:
+def plane_judge(game: dict[str, Any], law: Distribution, replicates: int, seed: int) -> Judge:
     """Scores against a law of the plane, its sample the same for all samplers."""
-    rng, n_emd = seeded(seed), min(n, N_EMD[name])
+    rng, n, cells = seeded(seed), game["n"], game["cells"]
+    n_emd = min(n, game["n_emd"])
     reference = law.sample((replicates, n_emd), rng)
 
     def score(x: Tensor) -> dict[str, Tensor]:
         found = {
-            "misfit": metrics.chi_square(x, law, *CELLS[name]),
+            "misfit": metrics.chi_square(x, law, *cells),
             "emd": metrics.emd(x[:, :n_emd], reference),
             "energy_distance": metrics.energy_distance(x[:, :n_emd], reference),
         }
@@ -140,11 +140,11 @@ def plane_judge(name: str, law: Distribution, replicates: int, n: int, seed: int
 
     return Judge(
         score,
-        lambda x: float(metrics.chi_square(x, law, *CELLS[name]).mean()),
+        lambda x: float(metrics.chi_square(x, law, *cells).mean()),
         None if law.means is None else mode,
         lambda: law.sample((replicates, n), rng),
         {},
-        {"n_emd": n_emd},
+        {},
     )
 
 
@@ -155,7 +155,7 @@ def halves(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def mnist_judge(replicates: int, seed: int) -> Judge:
+def mnist_judge(n: int, replicates: int, seed: int) -> Judge:
     """FID in the features of `mnist_features`, and the classes that its classifier sees."""
     stored, images = checkpoints.load("mnist_features"), mnist("test").images
     classifier = stored.networks["classifier"]
@@ -185,11 +185,8 @@ def mnist_judge(replicates: int, seed: int) -> Judge:
         return {"fid": fid(seen, truths[1]), "min_share": (found / share).amin(dim=1).double()}
 
     def real() -> Tensor:
-        n = min(N_FLOOR, len(choosing))
-        rows = torch.stack(
-            [torch.randperm(len(choosing), generator=rng)[:n] for _ in range(replicates)]
-        )
-        return images[choosing[rows]]
+        rows = [torch.randperm(len(choosing), generator=rng)[:n] for _ in range(replicates)]
+        return images[choosing[torch.stack(rows)]]
 
     middle = len(images) // 2
     ends = [metrics.moments(known[:middle]), metrics.moments(known[middle:])]
@@ -200,17 +197,6 @@ def mnist_judge(replicates: int, seed: int) -> Judge:
     }
     facts = {"fid_between_halves_in_order": metrics.frechet_distance(*ends[0], *ends[1])}
     return Judge(score, error, None, real, tensors, facts)
-
-
-class Tempered(nn.Module):
-    """The logit of `discriminator` divided by a temperature."""
-
-    def __init__(self, discriminator: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.discriminator, self.temperature = discriminator, temperature
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.discriminator(x).float() / self.temperature
 
 
 def arguments(sampler: str, budget: int, n: int, setting: Any) -> dict[str, Any]:
@@ -230,32 +216,30 @@ def arguments(sampler: str, budget: int, n: int, setting: Any) -> dict[str, Any]
 
 
 class Run(NamedTuple):
-    """Samples (R, n, *event), the share of accepted proposals (R,), passes and seconds a sample."""
+    """Samples (R, n, *event), the share of accepted proposals (R,), and passes for each sample."""
 
     samples: Tensor
     acceptance: Tensor | None
     passes: float
-    seconds: float
 
 
 def run(
     sampler: str, gan: Gan, n: int, part: int, replicates: int, budget: int, setting: Any, seed: int
 ) -> Run:
     """n samples of each replicate, `part` at a time, from one sampler at one budget."""
-    rng, start = seeded(seed), time.perf_counter()
-    settings, parts = arguments(sampler, budget, n, setting), [part] * (n // part)
+    rng, settings = seeded(seed), arguments(sampler, budget, n, setting)
+    parts = [part] * (n // part)
     with count_calls(gan.generator, gan.discriminator) as calls:
         if sampler == "drs":
             settings["batch_size"], parts = part, [n]
         if sampler == "dot":
             settings["k"] = lipschitz_estimate(gan, rng, replicates=replicates)[:, None]
         runs = [SAMPLERS[sampler](gan, m, rng, replicates=replicates, **settings) for m in parts]
-    seconds = (time.perf_counter() - start) / (n * replicates)
     kept = None
     if runs[0].acceptance_rate is not None:
         kept = torch.stack([torch.as_tensor(each.acceptance_rate) for each in runs]).mean(dim=0)
     samples = torch.cat([each.samples for each in runs], dim=1).float()
-    return Run(samples, kept, sum(calls()) / 2 / (n * replicates), seconds)
+    return Run(samples, kept, sum(calls()) / 2 / (n * replicates))
 
 
 def kernel_of(sampler: str, gan: Gan, setting: Any) -> tuple[Kernel, int]:
@@ -294,7 +278,6 @@ def watch(
     z = run_chain(kernel, start, n_steps, rng).positions
     moved = (z[1:] != z[:-1]).any(dim=-1).double().mean(dim=(0, 2))
     with torch.no_grad():
-        # (steps, R, chains) to (R, steps * chains) and back: networks take replicates first.
         x = torch.stack([gan.generator(part) for part in z]).float()
     total = n_steps * passes * N_CHAINS / 1000
     with warnings.catch_warnings():
@@ -310,21 +293,22 @@ def watch(
     return {**found, "unique": moved.cpu()}
 
 
+class Bench(NamedTuple):
+    """What all runs of a game share; `game` is an entry of GAMES."""
+
+    game: dict[str, Any]
+    replicates: int
+    judge: Judge
+
+
 def measure(
-    sampler: str,
-    gan: Gan,
-    game: dict[str, Any],
-    replicates: int,
-    budget: int,
-    setting: Any,
-    judge: Judge,
-    seeds: tuple[int, int],
+    bench: Bench, sampler: str, gan: Gan, budget: int, setting: Any, seeds: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Scores of a run and, at a large budget, how chains move, as numbers (R,) by name."""
+    game, replicates, judge = bench
     done = run(sampler, gan, game["n"], game["part"], replicates, budget, setting, seeds[0])
     found = judge.score(done.samples)
-    for name, value in (("passes", done.passes), ("seconds", done.seconds)):
-        found[name] = torch.full((replicates,), value)
+    found["passes"] = torch.full((replicates,), done.passes, dtype=torch.float64)
     if done.acceptance is not None:
         found["acceptance"] = done.acceptance.cpu().double()
     if sampler == "drs":
@@ -336,22 +320,15 @@ def measure(
     return found
 
 
-def error_of(
-    sampler: str,
-    gan: Gan,
-    game: dict[str, Any],
-    replicates: int,
-    budget: int,
-    setting: Any,
-    judge: Judge,
-    seed: int,
-) -> float:
-    """The error of samples that no score sees; infinite if a setting lets chains blow up."""
+def error_of(bench: Bench, sampler: str, gan: Gan, budget: int, setting: Any, seed: int) -> float:
+    """The error of samples that no score sees; infinite if the setting lets chains blow up."""
+    game, replicates, judge = bench
     n, part = game["n_choice"], min(game["n_choice"], game["part"])
     try:
-        return judge.error(run(sampler, gan, n, part, replicates, budget, setting, seed).samples)
-    except (FloatingPointError, ValueError):
+        x = run(sampler, gan, n, part, replicates, budget, setting, seed).samples
+    except FloatingPointError:
         return float("inf")
+    return judge.error(x) if bool(x.isfinite().all()) else float("inf")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -386,6 +363,7 @@ def main(argv: list[str] | None = None) -> None:
             "n_candidates": N_CANDIDATES,
             "temperature": TEMPERATURE,
             "n_chains": N_CHAINS,
+            "min_watched": MIN_WATCHED,
             "gans_sha256": stored.card["sha256"],
         },
         "seed": args.seed,
@@ -393,13 +371,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.name == "mnist":
         given["data"] = "MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0)"
         given["data_sha256"] = digest(mnist("train"), mnist("test"))
-        judge = mnist_judge(replicates, args.seed)
+        judge = mnist_judge(n, replicates, args.seed)
     else:
         law = gaussian_grid(std=STD) if args.name == "gaussians25" else swiss_roll()
-        judge = plane_judge(args.name, law, replicates, n, args.seed)
+        judge = plane_judge(game, law, replicates, args.seed)
     given = json.loads(json.dumps(given))  # tuples become lists, as on the card
     key = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
     game |= {"part": part, "n_choice": min(n, game["n_choice"])}
+    bench = Bench(game, replicates, judge)
 
     def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What `make` returns, from a file if an earlier run has stored it."""
@@ -427,22 +406,6 @@ def main(argv: list[str] | None = None) -> None:
         chosen[name] = {"of": settings, "errors": told, "chosen": settings[best]}
         return settings[best]
 
-    def tempered(which: str) -> Gan:
-        """The GANs with one of their discriminators, at the temperature that suits MH-GAN best."""
-        network = {"refitted": "discriminator_refitted", "own": "discriminator"}[which]
-        gan = Gan(stored.networks["generator"], stored.networks[network], game["latent_dim"])
-
-        def at(temperature: float) -> Gan:
-            if temperature == 1:
-                return gan
-            return gan._replace(discriminator=Tempered(gan.discriminator, temperature))
-
-        def error(temperature: float) -> float:
-            how = (game, replicates, game["budgets"][-1], None, judge)
-            return error_of("mh_gan", at(temperature), *how, seed_of(which, "temperature"))
-
-        return at(choose(f"{which}-temperature", game["temperatures"], error))
-
     @torch.no_grad()
     def unrefined() -> dict[str, Tensor]:
         rng, generator = seeded(seed_of("generator")), stored.networks["generator"]
@@ -452,11 +415,10 @@ def main(argv: list[str] | None = None) -> None:
 
     def refined(which: str, sampler: str, gan: Gan, budget: int) -> dict[str, Tensor]:
         name, settings = f"{which}/{sampler}/{budget}", game["settings"].get(sampler, (None,))
-        how = (sampler, gan, game, replicates, budget)
-        seed = seed_of(sampler, budget, "choice")
-        setting = choose(f"{name}-choice", settings, lambda s: error_of(*how, s, judge, seed))
+        how, seed = (bench, sampler, gan, budget), seed_of(sampler, budget, "choice")
+        setting = choose(f"{name}-choice", settings, lambda s: error_of(*how, s, seed))
         seeds = (seed_of(name), seed_of(name, "watch"))
-        return once(name, lambda: measure(*how, setting, judge, seeds))
+        return once(name, lambda: measure(*how, setting, seeds))
 
     # What each discriminator is used for; the trained one at the last budget but one.
     uses = {"refitted": (game["budgets"], SAMPLERS), "own": (game["budgets"][-2:-1], OWN)}
@@ -465,7 +427,8 @@ def main(argv: list[str] | None = None) -> None:
         scores = {"real/data/0": once("real", lambda: judge.score(judge.real()))}
         scores["none/generator/1"] = once("generator", unrefined)
         for which, (budgets, samplers) in uses.items():
-            gan = tempered(which)
+            network = {"refitted": "discriminator_refitted", "own": "discriminator"}[which]
+            gan = Gan(stored.networks["generator"], stored.networks[network], game["latent_dim"])
             for budget in budgets:
                 for sampler in samplers:
                     scores[f"{which}/{sampler}/{budget}"] = refined(which, sampler, gan, budget)
