@@ -492,6 +492,8 @@ def test_stored_budgets_belong_to_the_stored_gans(name):
         assert stored.tensors[f"{run}/passes"].max() < 1.15 * budget
     for run in ("real/data/0", "none/generator/1"):
         assert stored.tensors[f"{run}/{error}"].shape == (replicates,)
+    # Rejection: what each GAN needed, not the slowest of them.
+    assert stored.tensors[f"refitted/drs/{budgets[-1]}/passes"].unique().numel() == replicates
     # What was chosen had the smallest error of its candidates.
     assert stored.card["chosen"]
     for choice in stored.card["chosen"].values():
