@@ -483,9 +483,12 @@ def test_stored_budgets_belong_to_the_stored_gans(name):
     stored, game = checkpoints.load(f"one_budget_{name}"), one_budget.GAMES[name]
     gans = checkpoints.load(game["gans"]).card
     assert stored.card["settings"]["gans_sha256"] == gans["sha256"]
+    for setting, value in json.loads(json.dumps(game)).items():
+        assert stored.card["settings"][setting] == value
     replicates, budgets = gans["settings"]["replicates"], game["budgets"]
     runs = {f"refitted/{sampler}/{b}": b for sampler in one_budget.SAMPLERS for b in budgets}
     runs |= {f"own/{sampler}/{budgets[-2]}": budgets[-2] for sampler in one_budget.OWN}
+    runs |= {f"refitted/ddls/{b}": b for b in game.get("longer", ())}
     error = "fid" if name == "mnist" else "emd"
     for run, budget in runs.items():
         assert stored.tensors[f"{run}/{error}"].shape == (replicates,)
@@ -566,7 +569,7 @@ def test_each_sampler_stays_within_its_budget():
 
 def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     few = {"ddls": ((1e-3,),), "langevin": (1e-3, 1e-4), "dot": (0.01,), "dgflow": (0.002,)}
-    short = {"budgets": (10, 40), "settings": few, "n_emd": 50}
+    short = {"budgets": (10, 40), "longer": (50,), "settings": few, "n_emd": 50}
     game = one_budget.GAMES["gaussians25"] | short
     monkeypatch.setitem(one_budget.GAMES, "gaussians25", game)
     monkeypatch.setattr(one_budget, "MIN_WATCHED", 40)
@@ -584,6 +587,8 @@ def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     stored = checkpoints.load("one_budget_gaussians25", folder=tmp_path / "out")
     assert stored.tensors["refitted/mh_gan/40/rhat"].shape == (10,)
     assert stored.card["metrics"]["own/ddls/10/emd"][0] > 0
+    assert stored.tensors["refitted/ddls/50/passes"].tolist() == [pytest.approx(48, abs=2)] * 10
+    assert "refitted/dot/50/passes" not in stored.tensors
     assert stored.card["chosen"].keys() == {f"refitted/langevin/{b}-choice" for b in (10, 40)}
     assert not list((tmp_path / "state").glob("*.pt"))
 

@@ -59,9 +59,9 @@ PLANE = {
     "n_choice": 500,
     "part": 1000,
     "settings": {
-        "langevin": (1e-2, 1e-3, 1e-4, 1e-5),
+        "langevin": (1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
         "dot": (0.003, 0.01, 0.03, 0.1, 0.3),
-        "dgflow": (0.2, 0.02, 0.002, 0.0002, 0.00002),
+        "dgflow": (2e-1, 2e-2, 2e-3, 2e-4, 2e-5, 2e-6),
     },
 }
 # MALA has one law at every size. These four were found in a trial with other seeds: the smallest is
@@ -85,6 +85,7 @@ GAMES: dict[str, dict[str, Any]] = {
         "n_emd": 5000,
         "cells": ((-2.0, 2.5, -2.5, 2.5), 10),
         "settings": {**PLANE["settings"], "ddls": (ROLL_STEPS,)},
+        "longer": (4000,),  # DDLS alone: its chains walk along the roll
     },
     "mnist": {
         "gans": "mnist_gan",
@@ -95,9 +96,9 @@ GAMES: dict[str, dict[str, Any]] = {
         "part": 250,
         "settings": {
             "ddls": ((1.0, 0.3), (0.3, 0.1), (0.1, 0.03)),
-            "langevin": (0.3, 0.1, 0.03),
-            "dot": (0.3, 0.1, 0.03),
-            "dgflow": (0.5, 0.2, 0.05),
+            "langevin": (0.3, 0.1, 0.03, 0.01),
+            "dot": (0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
+            "dgflow": (0.5, 0.2, 0.05, 0.02),
         },
     },
 }
@@ -421,13 +422,16 @@ def main(argv: list[str] | None = None) -> None:
         return once(name, lambda: measure(*how, setting, seeds))
 
     # What each discriminator is used for; the trained one at the last budget but one.
-    uses = {"refitted": (game["budgets"], SAMPLERS), "own": (game["budgets"][-2:-1], OWN)}
+    uses = (
+        ("refitted", "discriminator_refitted", game["budgets"], tuple(SAMPLERS)),
+        ("refitted", "discriminator_refitted", game.get("longer", ()), ("ddls",)),
+        ("own", "discriminator", game["budgets"][-2:-1], OWN),
+    )
     # On pictures, half the digits are enough and take half the time.
     with torch.autocast(device.type, torch.bfloat16, enabled=args.name == "mnist"):
         scores = {"real/data/0": once("real", lambda: judge.score(judge.real()))}
         scores["none/generator/1"] = once("generator", unrefined)
-        for which, (budgets, samplers) in uses.items():
-            network = {"refitted": "discriminator_refitted", "own": "discriminator"}[which]
+        for which, network, budgets, samplers in uses:
             gan = Gan(stored.networks["generator"], stored.networks[network], game["latent_dim"])
             for budget in budgets:
                 for sampler in samplers:
