@@ -6,7 +6,8 @@ writes the checkpoint `one_budget_gaussians25`; `swiss_roll` and `mnist` are the
 is one sample through generator and discriminator, forward or backward. Its tensors are named
 `discriminator/sampler/budget/score` and hold one number for each replicate of the stored GANs. Of
 several sizes of steps one is chosen for each budget, by samples that are not scored, on MNIST
-against a half of the test set that scores no sampler. Each takes an hour or more on one CPU core; a
+against a half of the test set that scores no sampler. MALA on the plane takes its sizes at random
+instead, and on the Swiss roll has one longer budget. Each takes an hour or more on one CPU core; a
 run that is cut off goes on after the last sampler that was finished.
 
 On MNIST the networks compute in bfloat16, and the features for the FID in single precision.
@@ -109,7 +110,7 @@ class Judge(NamedTuple):
 
     `score` gives numbers (R,) by name, `error` what a choice of settings makes small, from other
     data, `mode` the mode that a sample belongs to, (...), where the law has modes, and `real` draws
-    samples of the data, to be scored like others.
+    samples of the data, to be scored like others. `tensors` and `facts` are stored with the scores.
     """
 
     score: Callable[[Tensor], dict[str, Tensor]]
@@ -421,7 +422,8 @@ def main(argv: list[str] | None = None) -> None:
         seeds = (seed_of(name), seed_of(name, "watch"))
         return once(name, lambda: measure(*how, setting, seeds))
 
-    # What each discriminator is used for; the trained one at the last budget but one.
+    # Of each: its name, the network, budgets and samplers. Only MALA has longer budgets, and the
+    # discriminator that the GAN was trained with only the last but one.
     uses = (
         ("refitted", "discriminator_refitted", game["budgets"], tuple(SAMPLERS)),
         ("refitted", "discriminator_refitted", game.get("longer", ()), ("ddls",)),
