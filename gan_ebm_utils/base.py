@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import shutil
@@ -43,6 +44,16 @@ class Gan(NamedTuple):
     generator: nn.Module
     discriminator: nn.Module
     latent_dim: int
+
+    def prior(self, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Latents z ~ N(0, I), (*size, latent_dim), in the type of the networks' weights."""
+        dtype = dtype_of(self.generator, self.discriminator)
+        return randn(*size, self.latent_dim, generator=generator, dtype=dtype)
+
+    def logit(self, z: Tensor) -> Tensor:
+        """d(G(z)), (R, n), with both networks in evaluation mode."""
+        with evaluating(self.generator, self.discriminator):
+            return self.discriminator(self.generator(z))
 
 
 class State(NamedTuple):
@@ -142,14 +153,82 @@ def seeded(seed: int, device: torch.device | str | None = None) -> torch.Generat
     return torch.Generator(device or default_device()).manual_seed(total)
 
 
-def randn(*shape: int, generator: torch.Generator) -> Tensor:
+def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
     """Standard normal numbers of the given shape, on the generator's device."""
-    return torch.randn(shape, generator=generator, device=generator.device)
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
 
 
 def rand(*shape: int, generator: torch.Generator) -> Tensor:
     """Numbers uniform on [0, 1) of the given shape, on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` itself, or in float32 where its type is a shorter one.
+
+    Logits of an autocast network come in half precision, which is too coarse to compare with
+    uniform numbers, to sum, or to move by small steps.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def dtype_of(*networks: object) -> torch.dtype | None:
+    """The type of the first weight or buffer of floats in `networks`, float32 if it is shorter.
+
+    None where there is no such number, as in a plain function.
+
+    >>> dtype_of(nn.ReLU(), nn.Linear(2, 1).double())
+    torch.float64
+    """
+    for network in networks:
+        if isinstance(network, nn.Module):
+            for weight in itertools.chain(network.parameters(), network.buffers()):
+                if weight.is_floating_point():
+                    return torch.promote_types(weight.dtype, torch.float32)
+    return None
+
+
+@contextlib.contextmanager
+def evaluating(*networks: object) -> Iterator[None]:
+    """Networks in evaluation mode inside the block, and each of their modules as it was after it.
+
+    In training mode batch normalisation couples the samples of a batch and forgets what it learnt,
+    dropout makes an energy random, and spectral normalisation changes with each pass. What is not a
+    `nn.Module` is left alone.
+
+    >>> network = nn.Dropout()
+    >>> with evaluating(network):
+    ...     network.training
+    False
+    >>> network.training
+    True
+    """
+    modules = [
+        m for network in networks if isinstance(network, nn.Module) for m in network.modules()
+    ]
+    training = [module for module in modules if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def gradients() -> Iterator[None]:
+    """Gradients are recorded inside the block, also where the caller has switched them off.
+
+    Raises RuntimeError within `torch.inference_mode`, whose tensors can never have one.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "this needs gradients, which torch.inference_mode() rules out; use torch.no_grad(), "
+            "inside which it works"
+        )
+    with torch.enable_grad():
+        yield
 
 
 @contextlib.contextmanager
@@ -176,7 +255,8 @@ def count_calls(*networks: nn.Module) -> Iterator[Callable[[], Calls]]:
     def backward(n: int) -> None:
         rows[1] += n
 
-    handles = [network.register_forward_hook(forward) for network in networks]
+    # A network that is given twice is one network.
+    handles = [network.register_forward_hook(forward) for network in dict.fromkeys(networks)]
     try:
         yield lambda: Calls(*rows)
     finally:
