@@ -26,7 +26,8 @@ class Distribution(NamedTuple):
 
     `sample` takes an int or a tuple of ints and returns `(*size, d)`, float32, on the generator's
     device. `log_prob` maps `(..., d)` to `(...)`, in nats; it is None where no exact density is at
-    hand. `means` is `(modes, d)`, or None for laws without separate modes.
+    hand; it is computed where its argument lies. `means` is `(modes, d)` on `default_device()`, or
+    None for laws without separate modes.
     """
 
     sample: Callable[[int | tuple[int, ...], torch.Generator], Tensor]
@@ -186,6 +187,34 @@ def dtype_of(*networks: object) -> torch.dtype | None:
                 if weight.is_floating_point():
                     return torch.promote_types(weight.dtype, torch.float32)
     return None
+
+
+def device_of(function: object) -> torch.device:
+    """Where `function` takes its points.
+
+    A network takes them where its weights are, and so does what closes over a network or is a
+    method of one. Without a network it is the device of the nearest tensor closed over, and without
+    any tensor `default_device()`.
+
+    >>> device_of(nn.Linear(2, 1))
+    device(type='cpu')
+    """
+    parts, devices = [function], []
+    for part in parts:  # which grows on the way
+        found: tuple[object, ...] = ()
+        if isinstance(part, nn.Module):
+            weight = next(itertools.chain(part.parameters(), part.buffers()), None)
+            if weight is not None:
+                return weight.device
+        elif isinstance(part, Tensor):
+            devices.append(part.device)
+        elif isinstance(part, tuple | list):
+            found = tuple(part)
+        elif callable(part):
+            cells = getattr(part, "__closure__", None) or ()
+            found = (getattr(part, "__self__", None), *(cell.cell_contents for cell in cells))
+        parts.extend(x for x in found if not any(x is known for known in parts))
+    return devices[0] if devices else default_device()
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from gan_ebm_utils.base import (
     Gan,
     check_positive,
     check_samples,
+    default_device,
     partial_folder,
     rand,
     randn,
@@ -89,7 +90,8 @@ def _mixture(means: Tensor, std: float) -> Distribution:
         return means.to(noise)[mode] + std * noise
 
     weights = torch.full((len(means),), 1 / len(means), dtype=torch.float64)
-    return Distribution(sample, _mixture_log_prob(means.double(), weights, std), means)
+    log_prob = _mixture_log_prob(means.double(), weights, std)
+    return Distribution(sample, log_prob, means.to(default_device()))
 
 
 def gaussian(mean: Sequence[float], std: float = 1.0) -> Distribution:
@@ -343,16 +345,16 @@ def digest(*sets: Images) -> str:
     """SHA-256 of the pixels (as bytes 0..255) and labels of the given sets, in that order."""
     total = hashlib.sha256()
     for data in sets:
-        total.update(to_bytes(data.images).numpy().tobytes())
-        total.update(data.labels.numpy().tobytes())
+        total.update(to_bytes(data.images).cpu().numpy().tobytes())
+        total.update(data.labels.cpu().numpy().tobytes())
     return total.hexdigest()
 
 
 def minibatches(images: Tensor) -> Callable[[int | tuple[int, ...], torch.Generator], Tensor]:
     """A sampler of the rows of `images`, drawn with replacement, called as `Distribution.sample`.
 
-    The returned function maps (size, generator) to (*size, *images.shape[1:]), on the images'
-    device, which must be the generator's. Raises ValueError for an empty set or non-finite pixels.
+    The returned function maps (size, generator) to (*size, *images.shape[1:]), on the generator's
+    device, wherever the images are. Raises ValueError for an empty set or non-finite pixels.
 
     >>> sample = minibatches(torch.arange(6.0).reshape(3, 2))
     >>> sample((4, 5), torch.Generator().manual_seed(0)).shape
@@ -363,7 +365,7 @@ def minibatches(images: Tensor) -> Callable[[int | tuple[int, ...], torch.Genera
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         shape = _shape(size)
         row = torch.randint(len(images), shape, generator=generator, device=generator.device)
-        return images[row]
+        return images[row.to(images.device)].to(generator.device)
 
     return sample
 

@@ -23,7 +23,7 @@ from gan_ebm_utils.base import (
     Sample,
     check_positive,
     check_samples,
-    default_device,
+    device_of,
 )
 
 Box = tuple[float, float, float, float]  # left, right, bottom, top
@@ -355,7 +355,7 @@ def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
     """Energies (R, m) of all replicates at points (m, 2), in float64."""
     check_positive(replicates=replicates)
     parts = [
-        energy(part.float().to(default_device()).expand(replicates, -1, -1)).double().cpu()
+        energy(part.float().to(device_of(energy)).expand(replicates, -1, -1)).double().cpu()
         for part in points.split(20_000)
     ]
     values = torch.cat(parts, dim=1)

@@ -372,6 +372,7 @@ class MnistClassifier(nn.Module):
                 nn.SiLU(),
             )
             self.head = nn.Linear(n_features, 10)
+        self.to(generator.device)
         self.features.num_features = n_features
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):

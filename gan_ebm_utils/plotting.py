@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from torch import Tensor
 
-from gan_ebm_utils.base import default_device
+from gan_ebm_utils.base import device_of
 
 # Colour-blind safe (seaborn's "colorblind"); real and generated look the same in every chapter.
 COLORS = sns.color_palette("colorblind").as_hex()
@@ -61,7 +61,7 @@ def heatmap(
     """Colours of a function (n, 2) -> (n,) over `box`; `style` goes to matplotlib's pcolormesh."""
     left, right, bottom, top = box
     xs, ys = torch.linspace(left, right, n), torch.linspace(bottom, top, n)
-    points = torch.cartesian_prod(xs, ys).to(default_device())
+    points = torch.cartesian_prod(xs, ys).to(device_of(function))
     with torch.no_grad():
         values = function(points).cpu().reshape(n, n).T
     if not values.isfinite().any():

@@ -94,7 +94,7 @@ def test_lost_and_bridged_modes_are_counted():
     lost = metrics.mode_report(x[:, x[0, :, 0] > -2], law.means, 0.05)
     assert (lost.recovered, lost.min_share, lost.high_quality) == (20, 0, 1)
     assert math.isclose(lost.reverse_kl, math.log(25 / 20), rel_tol=1e-9)
-    bridged = torch.cat([x, x + torch.tensor([0.5, 0.0])], dim=1)
+    bridged = torch.cat([x, x + x.new_tensor([0.5, 0.0])], dim=1)
     assert metrics.mode_report(bridged, law.means, 0.05).high_quality == 0.5
 
 

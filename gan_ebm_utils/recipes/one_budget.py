@@ -138,7 +138,9 @@ def plane_judge(game: dict[str, Any], law: Distribution, replicates: int, seed: 
         return found
 
     def mode(x: Tensor) -> Tensor:
-        return torch.cdist(x.flatten(0, -2).cpu(), law.means).argmin(dim=1).reshape(x.shape[:-1])
+        return (
+            torch.cdist(x.flatten(0, -2).cpu(), law.means.cpu()).argmin(dim=1).reshape(x.shape[:-1])
+        )
 
     return Judge(
         score,
