@@ -264,6 +264,14 @@ def check_names_no_path_of_a_machine(notebook):
     return [f"a path of one machine: {path}" for path in re.findall(pattern, text)]
 
 
+def check_constants_are_not_moved(notebook):
+    return [
+        f"the cell {start(cell)} moves the means of a law, which lie where the notebook works"
+        for cell in code_cells(notebook)
+        if re.search(r"\bmeans(\[[^\]]*\])?\.to\(", source(cell))
+    ]
+
+
 def check_is_small(notebook):
     size = len(json.dumps(notebook, ensure_ascii=False).encode())
     return [] if size < MAX_BYTES else [f"{size} bytes, at most {MAX_BYTES} are allowed"]
@@ -525,6 +533,7 @@ BREAKS = [
     (check_cells_are_short, with_text("x", "x\n" * 16)),
     (check_names_no_path_of_a_machine, with_cell(IGNORED, source='open("/home/ada/x.npz")')),
     (check_names_no_path_of_a_machine, with_cell(IGNORED, outputs=[stream(f"{ROOT}/x.npz")])),
+    (check_constants_are_not_moved, with_cell(IGNORED, source="ring.means[0].to(device)")),
     (check_is_small, with_cell(IGNORED, outputs=[display("image/png", "A" * MAX_BYTES)])),
     (check_compared_cells_are_stable, with_cell(SOLUTION, source="plt.plot(x);  # a line")),
     (check_compared_cells_are_stable, with_cell(SOLUTION, outputs=[stream("<f at 0x7fd10c2e>")])),
