@@ -1,6 +1,7 @@
 """The energies that a GAN defines, in its latent space and on its samples.
 
-Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats.
+Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats. Both networks run
+in evaluation mode.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ def latent_energy(gan: Gan) -> Energy:
 
     If d = log(p_d / p_g), the pushforward is p_d (Che et al. 2020, arXiv:2003.06060).
     """
-    return lambda z: z.square().sum(dim=-1) / 2 - gan.discriminator(gan.generator(z))
+    return lambda z: z.square().sum(dim=-1) / 2 - gan.logit(z)
 
 
 def wgan_latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
@@ -26,17 +27,18 @@ def wgan_latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
     log ratio, so that no T makes the pushforward p_d in general; `refine.calibrate` fits one.
     """
     check_positive(temperature=temperature)
-    return lambda z: z.square().sum(dim=-1) / 2 - gan.discriminator(gan.generator(z)) / temperature
+    return lambda z: z.square().sum(dim=-1) / 2 - gan.logit(z) / temperature
 
 
 def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
     """E(z) = |z - z_0| - d(G(z)) / k, whose minimum transports z_0 along a ray.
 
     `start` is z_0, (R, n, latent_dim); `k` a Lipschitz constant of d(G(z)), one number or (R, 1)
-    (Tanaka 2019, arXiv:1910.06832).
+    (Tanaka 2019, arXiv:1910.06832). With the identity for G it moves samples (R, n, *event); the
+    norm is over all of the event's axes.
     """
     check_positive(k=float(k) if not isinstance(k, Tensor) else float(k.min()))
-    return lambda z: (z - start).norm(dim=-1) - gan.discriminator(gan.generator(z)) / k
+    return lambda z: (z - start).flatten(2).norm(dim=2) - gan.logit(z) / k
 
 
 # First variations of f-divergences of p_g from p_d, as functions of d = log p_d - log p_g.
@@ -57,4 +59,4 @@ def flow_energy(gan: Gan, divergence: str = "KL") -> Energy:
     """
     if divergence not in _FLOWS:
         raise ValueError(f"divergence must be one of {list(_FLOWS)}, got {divergence!r}")
-    return lambda z: _FLOWS[divergence](gan.discriminator(gan.generator(z)))
+    return lambda z: _FLOWS[divergence](gan.logit(z))
