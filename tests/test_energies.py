@@ -83,3 +83,35 @@ def test_a_flow_climbs_the_logit_with_its_own_speed(divergence, factor):
 def test_an_unknown_divergence():
     with pytest.raises(ValueError, match="one of .*KL.*got 'TV'"):
         flow_energy(GAN, "TV")
+
+
+@pytest.mark.parametrize("event", [(3,), (1, 8, 8), (2, 4, 1)])
+@pytest.mark.parametrize("n", [1, 4, 8])
+def test_the_way_of_a_sample_is_over_all_its_axes(event, n):
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x.flatten(2).sum(dim=2)
+
+    gan = Gan(nn.Identity(), Sum(), math.prod(event))
+    x, y = randn(2, n, *event, generator=rng()), randn(2, n, *event, generator=rng(1))
+    way = torch.stack(
+        [
+            (a - b).square().sum().sqrt()
+            for a, b in zip(x.flatten(0, 1), y.flatten(0, 1), strict=True)
+        ]
+    )
+    expected = way.reshape(2, n) - Sum()(y) / 3
+    torch.testing.assert_close(dot_energy(gan, x, 3.0)(y), expected)
+
+
+def test_energies_run_networks_in_evaluation_mode():
+    gan = Gan(nn.Dropout(), nn.Sequential(nn.Dropout(), Ratio()), 1)
+    z = randn(2, 5, 1, generator=rng())
+    for energy, exact in (
+        (latent_energy(gan), lambda d: z[..., 0] ** 2 / 2 - d),
+        (wgan_latent_energy(gan, 2.0), lambda d: z[..., 0] ** 2 / 2 - d / 2),
+        (dot_energy(gan, z, 2.0), lambda d: -d / 2),
+        (flow_energy(gan), lambda d: -d),
+    ):
+        torch.testing.assert_close(energy(z), exact(Ratio()(z)))
+        assert gan.generator.training and gan.discriminator.training
