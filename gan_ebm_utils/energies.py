@@ -36,8 +36,15 @@ def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
     `start` is z_0, (R, n, latent_dim); `k` a Lipschitz constant of d(G(z)), one number or (R, 1)
     (Tanaka 2019, arXiv:1910.06832). With the identity for G it moves samples (R, n, *event); the
     norm is over all of the event's axes.
+
+    Raises ValueError for a k that is not positive, or of another shape.
     """
-    check_positive(k=float(k) if not isinstance(k, Tensor) else float(k.min()))
+    if isinstance(k, Tensor) and k.numel() > 1 and tuple(k.shape) != (len(start), 1):
+        raise ValueError(
+            f"k must be one number or one for each replicate, ({len(start)}, 1), got "
+            f"{tuple(k.shape)}"
+        )
+    check_positive(k=float(k.min()) if isinstance(k, Tensor) else float(k))
     return lambda z: (z - start).flatten(2).norm(dim=2) - gan.logit(z) / k
 
 

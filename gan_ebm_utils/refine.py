@@ -90,6 +90,8 @@ def drs(
             f"budget must be at least 1 proposal for each sample, got {budget}, and finite: with "
             "fewer proposals than samples not one could be refused"
         )
+    if log_bound is not None and not math.isfinite(log_bound):
+        raise ValueError(f"log_bound must be finite, got {log_bound}")
     if max_proposals is None:
         max_proposals = max(1_000_000, math.ceil(n * max(1000, 10 * (budget or 0))))
     check_positive(max_proposals=max_proposals)

@@ -121,8 +121,7 @@ def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> K
         return _init_relative(log_ratio, position)
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
-        batch = tuple(state.energy.shape)
-        position = propose(batch, generator)
+        position = _propose(propose, tuple(state.position.shape), state.energy.ndim, generator)
         proposal = State(position, _relative_energy(log_ratio, position), None)
         # A state outside the support is left at once.
         log_alpha = torch.where(state.energy.isinf(), 0.0, state.energy - proposal.energy)
@@ -147,9 +146,10 @@ def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: i
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
         *lead, n_chains = state.energy.shape
         # All proposals of a replicate stand on one axis, as a network of stacked replicates asks.
-        fresh = propose((*lead, n_chains * n_fresh), generator)
+        axis = state.energy.ndim  # of the candidates
+        shape = (*lead, n_chains * n_fresh, *state.position.shape[axis:])
+        fresh = _propose(propose, shape, axis, generator)
         energy = _relative_energy(log_ratio, fresh).reshape(*lead, n_chains, n_fresh)
-        axis = energy.ndim - 1  # of the candidates
         fresh = fresh.reshape(*energy.shape, *fresh.shape[axis:])
         energies = torch.cat([state.energy[..., None], energy], dim=axis)
         positions = torch.cat([state.position.unsqueeze(axis), fresh], dim=axis)
@@ -192,7 +192,8 @@ def rejection_sample(
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     kept, n_kept, n_tried = [], 0, 0
     while n_kept < n:
-        x = propose((batch_size,), generator)
+        with torch.no_grad():
+            x = propose((batch_size,), generator)
         r = -_relative_energy(log_ratio, x)
         n_tried += batch_size
         if exceeding := int((r > log_bound).sum()):
@@ -324,7 +325,8 @@ class ReplayBuffer:
         if not 0 <= fresh_share <= 1:
             raise ValueError(f"fresh_share must lie in [0, 1], got {fresh_share}")
         self.fresh, self.fresh_share = fresh, fresh_share
-        self.positions = fresh((replicates, capacity), generator)
+        # A copy, since `store` writes into it.
+        self.positions = fresh((replicates, capacity), generator).detach().clone()
         self._drawn: Tensor | None = None
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -424,6 +426,20 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
                 "lower the step size, confine the energy, or start inside the support"
             )
     return State(position, value, grad)
+
+
+def _propose(
+    propose: Sample, shape: tuple[int, ...], n_batch: int, generator: torch.Generator
+) -> Tensor:
+    """Proposals of the given shape, whose first `n_batch` axes are asked for."""
+    with torch.no_grad():
+        position = propose(shape[:n_batch], generator)
+    if tuple(position.shape) != shape:
+        raise ValueError(
+            f"propose must return {shape} for the size {shape[:n_batch]}, a point for each chain, "
+            f"got {tuple(position.shape)}"
+        )
+    return position
 
 
 def _relative_energy(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:

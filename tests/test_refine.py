@@ -716,6 +716,7 @@ def test_counts_must_be_positive(sampler):
         ({"budget": 0.5}, "at least 1 proposal for each sample, got 0.5"),
         ({"budget": math.nan}, "at least 1 proposal for each sample, got nan"),
         ({"budget": math.inf}, "at least 1 proposal for each sample, got inf, and finite"),
+        ({"log_bound": math.nan}, "log_bound must be finite, got nan"),
         ({"max_proposals": 9}, "max_proposals must be at least n = 10, got 9"),
         ({"percentile": 0}, r"percentile must lie in \(0, 100\).*got 0"),
         ({"percentile": 95, "budget": 2}, "not both"),

@@ -450,6 +450,14 @@ def test_a_buffer_returns_what_was_stored():
     assert int((buffer.positions > 50).sum()) == 40
 
 
+def test_a_buffer_leaves_what_it_was_filled_with():
+    data = randn(1, 50, 1, generator=rng()).requires_grad_()
+    before = data.detach().clone()
+    buffer = ReplayBuffer(lambda size, g: data, 50, rng(), fresh_share=0.0)
+    buffer.store(buffer.draw(20, rng()) + 100)
+    assert torch.equal(data, before) and not buffer.positions.requires_grad
+
+
 def test_a_share_of_the_buffer_is_fresh():
     buffer = ReplayBuffer(wide, 10_000, rng(), fresh_share=0.05)
     buffer.positions.fill_(100)
@@ -561,6 +569,34 @@ def test_annealing_takes_an_energy_of_doubles():
     estimate = annealed_log_partition(energy, gaussian([0.0], 1.5), 30, 0.1, rng(), 2000)
     z = (estimate.value - math.log(2 * math.pi) / 2) / estimate.standard_error
     assert abs(z) <= 5 and estimate.value.dtype == torch.float64
+
+
+def test_proposals_of_a_network_leave_no_gradient():
+    network = mlp(1, (4,), 1, generator=rng())
+
+    def propose(size, generator):
+        return network(randn(1, *size, 1, generator=generator)).reshape(*size, 1)
+
+    for kernel in (independence_mh(well_ratio, propose), isir(well_ratio, propose, 3)):
+        assert not run_chain(kernel, torch.zeros(20, 1), 3, rng()).positions.requires_grad
+    refined = rejection_sample(lambda x: 0 * x[..., 0], propose, 5, 0.0, rng())
+    assert not refined.samples.requires_grad
+
+
+def test_each_chain_has_its_own_proposal():
+    start = torch.zeros(3, 20, 1)  # of three replicates
+
+    def one_replicate(size, generator):
+        return wide(size[1:], generator)
+
+    def one_point(size, generator):
+        return wide((1,), generator)
+
+    for propose in (one_replicate, one_point):
+        with pytest.raises(ValueError, match=r"must return \(3, 20, 1\) for the size \(3, 20\)"):
+            run_chain(independence_mh(well_ratio, propose), start, 3, rng())
+        with pytest.raises(ValueError, match=r"must return \(3, 40, 1\) for the size \(3, 40\)"):
+            run_chain(isir(well_ratio, propose, 3), start, 3, rng())
 
 
 # --- uniform numbers ---
