@@ -213,7 +213,7 @@ def rejection_sample(
 
 
 class LogPartition(NamedTuple):
-    """An estimate of log Z in nats and its standard error, both (R,), float64 on the CPU."""
+    """An estimate of log Z in nats and its standard error, both (R,)."""
 
     value: Tensor
     standard_error: Tensor
@@ -249,7 +249,7 @@ def annealed_log_partition(
 
     x = start.sample((replicates, n_chains), generator)
     x = x.to(dtype_of(energy) or x.dtype)
-    # On the CPU, since not every device has float64.
+    # Summed on the CPU, since not every device has float64.
     log_weight = torch.zeros(replicates, n_chains, dtype=torch.float64, device="cpu")
     with evaluating(energy):  # which the bridges hide
         for level in range(1, n_levels + 1):
@@ -260,7 +260,7 @@ def annealed_log_partition(
                 x = run_chain(kernel, x, 1, generator).positions[0]
     value = log_weight.logsumexp(dim=1) - math.log(n_chains)
     weight = (log_weight - value[:, None]).exp()  # its mean is 1
-    return LogPartition(value, weight.std(dim=1) / math.sqrt(n_chains))
+    return LogPartition(value.to(x), (weight.std(dim=1) / math.sqrt(n_chains)).to(x))
 
 
 def run_chain(
