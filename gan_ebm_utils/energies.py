@@ -1,15 +1,28 @@
 """The energies that a GAN defines, in its latent space and on its samples.
 
-Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats. Both networks run
-in evaluation mode.
+Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats. Each energy is a
+module that holds both networks, so that a sampler finds them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan_ebm_utils.base import Energy, Gan, check_positive
+
+
+class _GanEnergy(nn.Module):
+    """E(z) = function(z, d(G(z)))."""
+
+    def __init__(self, gan: Gan, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.generator, self.discriminator, self.function = gan[0], gan[1], function
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.function(z, self.discriminator(self.generator(z)))
 
 
 def latent_energy(gan: Gan) -> Energy:
@@ -17,7 +30,7 @@ def latent_energy(gan: Gan) -> Energy:
 
     If d = log(p_d / p_g), the pushforward is p_d (Che et al. 2020, arXiv:2003.06060).
     """
-    return lambda z: z.square().sum(dim=-1) / 2 - gan.logit(z)
+    return _GanEnergy(gan, lambda z, d: z.square().sum(dim=-1) / 2 - d)
 
 
 def wgan_latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
@@ -27,7 +40,7 @@ def wgan_latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
     log ratio, so that no T makes the pushforward p_d in general; `refine.calibrate` fits one.
     """
     check_positive(temperature=temperature)
-    return lambda z: z.square().sum(dim=-1) / 2 - gan.logit(z) / temperature
+    return _GanEnergy(gan, lambda z, d: z.square().sum(dim=-1) / 2 - d / temperature)
 
 
 def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
@@ -45,7 +58,7 @@ def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
             f"{tuple(k.shape)}"
         )
     check_positive(k=float(k.min()) if isinstance(k, Tensor) else float(k))
-    return lambda z: (z - start).flatten(2).norm(dim=2) - gan.logit(z) / k
+    return _GanEnergy(gan, lambda z, d: (z - start).flatten(2).norm(dim=2) - d / k)
 
 
 # First variations of f-divergences of p_g from p_d, as functions of d = log p_d - log p_g.
@@ -66,4 +79,4 @@ def flow_energy(gan: Gan, divergence: str = "KL") -> Energy:
     """
     if divergence not in _FLOWS:
         raise ValueError(f"divergence must be one of {list(_FLOWS)}, got {divergence!r}")
-    return lambda z: _FLOWS[divergence](gan.logit(z))
+    return _GanEnergy(gan, lambda z, d: _FLOWS[divergence](d))

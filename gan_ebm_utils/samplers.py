@@ -4,8 +4,8 @@ An energy maps points (*batch, *event) to energies (*batch) in nats; it may be a
 function that autograd can follow. Each point of the batch is a chain of its own. The Langevin step
 is written one way everywhere: x <- x - (step_size / 2) grad E(x) + sqrt(step_size) noise.
 
-A network that is the energy or the log ratio runs in evaluation mode. Energies are kept in float32
-or better, and uniform numbers drawn in their type, whatever the network returns.
+A network that is the energy or the log ratio runs in evaluation mode while chains run. Energies are
+kept in float32 or better, and uniform numbers drawn in their type, whatever the network returns.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
         always = torch.ones_like(state.energy)
         return _evaluate(energy, position), Info(always, always.bool())
 
-    return Kernel(lambda position: _init(energy, position), step)
+    return Kernel(lambda position: _init(energy, position), step, (energy,))
 
 
 def mala(energy: Energy, step_size: float) -> Kernel:
@@ -85,7 +85,7 @@ def mala(energy: Energy, step_size: float) -> Kernel:
         log_alpha = state.energy - proposal.energy + correction
         return _accept(state, proposal, log_alpha, generator)
 
-    return Kernel(lambda position: _init(energy, position), step)
+    return Kernel(lambda position: _init(energy, position), step, (energy,))
 
 
 def mixture(*kernels: Kernel) -> Kernel:
@@ -106,7 +106,7 @@ def mixture(*kernels: Kernel) -> Kernel:
         which = torch.randint(len(kernels), (1,), generator=generator, device=generator.device)
         return kernels[int(which)].step(state, generator)
 
-    return Kernel(kernels[0].init, step)
+    return Kernel(kernels[0].init, step, sum((kernel.networks for kernel in kernels), ()))
 
 
 def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> Kernel:
@@ -127,7 +127,7 @@ def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> K
         log_alpha = torch.where(state.energy.isinf(), 0.0, state.energy - proposal.energy)
         return _accept(state, proposal, log_alpha, generator)
 
-    return Kernel(init, step)
+    return Kernel(init, step, (log_ratio,))
 
 
 def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: int) -> Kernel:
@@ -167,7 +167,7 @@ def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: i
         )
         return moved, Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
 
-    return Kernel(lambda position: _init_relative(log_ratio, position), step)
+    return Kernel(lambda position: _init_relative(log_ratio, position), step, (log_ratio,))
 
 
 def rejection_sample(
@@ -192,9 +192,9 @@ def rejection_sample(
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     kept, n_kept, n_tried = [], 0, 0
     while n_kept < n:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(log_ratio):
             x = propose((batch_size,), generator)
-        r = -_relative_energy(log_ratio, x)
+            r = -_relative_energy(log_ratio, x)
         n_tried += batch_size
         if exceeding := int((r > log_bound).sum()):
             raise ValueError(
@@ -283,18 +283,19 @@ def run_chain(
     check_positive(n_steps=n_steps, thin=thin)
     if thin > n_steps:
         raise ValueError(f"thin must be at most n_steps, got {thin} and {n_steps}: nothing is kept")
-    state = start = _at_step(0, kernel.init, position)
-    n_kept = n_steps // thin
-    positions = state.position.new_empty(n_kept, *state.position.shape)
-    energies = state.energy.new_empty(n_kept, *state.energy.shape)
-    rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
-    for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
-        state, info = _at_step(step, kernel.step, state, generator)
-        rate += info.acceptance_rate
-        moved += info.is_accepted
-        if step % thin == 0:
-            positions[step // thin - 1] = state.position
-            energies[step // thin - 1] = state.energy
+    with evaluating(*kernel.networks):
+        state = start = _at_step(0, kernel.init, position)
+        n_kept = n_steps // thin
+        positions = state.position.new_empty(n_kept, *state.position.shape)
+        energies = state.energy.new_empty(n_kept, *state.energy.shape)
+        rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
+        for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
+            state, info = _at_step(step, kernel.step, state, generator)
+            rate += info.acceptance_rate
+            moved += info.is_accepted
+            if step % thin == 0:
+                positions[step // thin - 1] = state.position
+                energies[step // thin - 1] = state.energy
     if torch.equal(state.position, start.position):
         warnings.warn(
             f"all chains stand where they began, after {n_steps} steps: their law is that of the "
@@ -403,7 +404,7 @@ def _check_position(position: Tensor) -> None:
 
 def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
     """The state at `position`; with `walls` an energy of +inf is allowed, and its gradient is 0."""
-    with gradients(), evaluating(energy):
+    with gradients():
         x = position.detach().requires_grad_()
         value = energy(x)
         _check_energy(value, position, "energy")
@@ -443,7 +444,7 @@ def _propose(
 
 
 def _relative_energy(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
-    with torch.no_grad(), evaluating(log_ratio):
+    with torch.no_grad():
         value = at_least_float32(log_ratio(position))
     _check_energy(value, position, "log ratio")
     if bad := int((value.isnan() | (value == float("inf"))).sum()):

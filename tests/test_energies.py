@@ -8,7 +8,7 @@ from torch import nn
 
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy, wgan_latent_energy
-from gan_ebm_utils.samplers import mala, run_chain
+from gan_ebm_utils.samplers import langevin, mala, run_chain
 
 
 class Affine(nn.Module):
@@ -109,8 +109,11 @@ def test_the_way_of_a_sample_is_over_all_its_axes(event, n):
     torch.testing.assert_close(dot_energy(gan, x, 3.0)(y), expected)
 
 
-def test_energies_run_networks_in_evaluation_mode():
+def test_chains_find_the_networks_of_an_energy():
+    modes = []
     gan = Gan(nn.Dropout(), nn.Sequential(nn.Dropout(), Ratio()), 1)
+    for network in gan[:2]:
+        network.register_forward_hook(lambda module, *_: modes.append(module.training))
     z = randn(2, 5, 1, generator=rng())
     for energy, exact in (
         (latent_energy(gan), lambda d: z[..., 0] ** 2 / 2 - d),
@@ -118,5 +121,8 @@ def test_energies_run_networks_in_evaluation_mode():
         (dot_energy(gan, z, 2.0), lambda d: -d / 2),
         (flow_energy(gan), lambda d: -d),
     ):
-        torch.testing.assert_close(energy(z), exact(Ratio()(z)))
+        # The chain's first energies are those of its start, which a step of 1e-12 hardly leaves.
+        found = run_chain(langevin(energy, 1e-12), z, 1, rng()).energies[0]
+        torch.testing.assert_close(found, exact(Ratio()(z)), rtol=0, atol=1e-4)
         assert gan.generator.training and gan.discriminator.training
+    assert modes and not any(modes)

@@ -549,6 +549,7 @@ START = torch.ones(1, 50, 1)
 ON_A_NETWORK = {
     "langevin": (1, lambda energy: last(langevin(energy, 0.1), START, 3)),
     "mala": (1, lambda energy: last(mala(energy, 0.1), START, 3)),
+    "mixture": (1, lambda e: last(mixture(mala(normal_energy, 0.1), mala(e, 0.1)), START, 9)),
     "independence_mh": (-1, lambda ratio: last(independence_mh(ratio, standard), START, 3)),
     "isir": (-1, lambda ratio: last(isir(ratio, standard, 3), START, 3)),
     "rejection": (-1, lambda ratio: rejection_sample(ratio, standard, 9, 0.0, rng())),
