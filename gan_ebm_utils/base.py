@@ -278,15 +278,16 @@ def count_calls(*networks: nn.Module) -> Iterator[Callable[[], Calls]]:
 def check_samples(**samples: Tensor) -> None:
     """Raise ValueError unless each named tensor holds at least one number and only finite ones.
 
-    What is no tensor raises TypeError.
+    What is no tensor of real numbers raises TypeError.
 
     >>> check_samples(x=torch.tensor([1.0, float("nan")]))
     Traceback (most recent call last):
     ValueError: x holds 1 value that is not finite (of 2); remove such points first
     """
     for name, x in samples.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if not isinstance(x, Tensor) or x.is_complex():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name} must be a tensor of real numbers, got {kind}")
         if not x.numel():
             raise ValueError(f"{name} is empty: shape {tuple(x.shape)}; give at least one sample")
         if bad := int((~x.isfinite()).sum()):
@@ -304,7 +305,11 @@ def check_positive(**numbers: float) -> None:
     ValueError: std must be positive, got 0
     """
     for name, number in numbers.items():
-        if not 0 < number < float("inf"):
+        try:
+            good = bool(0 < number < float("inf"))
+        except (TypeError, ValueError, RuntimeError):  # a text; several numbers
+            good = False
+        if not good:
             raise ValueError(f"{name} must be positive, got {number}")
 
 

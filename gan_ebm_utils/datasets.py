@@ -111,11 +111,11 @@ def gaussian(mean: Sequence[float], std: float = 1.0) -> Distribution:
     '-1.8379'
     """
     check_positive(std=std)
-    if not len(mean):
-        raise ValueError("mean must hold at least one coordinate, got an empty sequence")
-    means = torch.tensor([list(mean)], dtype=torch.float32, device="cpu")
+    means = torch.as_tensor(mean, dtype=torch.float32, device="cpu").detach().clone()
     check_samples(mean=means)
-    return _mixture(means, std)
+    if means.ndim != 1:
+        raise ValueError(f"mean must be a sequence of coordinates, got {mean!r}")
+    return _mixture(means[None], std)
 
 
 def gaussian_grid(spacing: float = 1.0, std: float = 0.05, n_side: int = 5) -> Distribution:

@@ -59,9 +59,9 @@ def mean_interval(values: Tensor, digits: int = 3) -> Interval:
     >>> print(mean_interval(torch.tensor([1.0, 2.0, 3.0]), digits=2))
     2.00 [-0.48, 4.48]
     """
+    check_samples(values=values)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must be (R,) with R at least 2, got {tuple(values.shape)}")
-    check_samples(values=values)
     values = _in_float64(values)
     mean, half = float(values.mean()), student.ppf(0.975, len(values) - 1)
     half = float(half * values.std() / math.sqrt(len(values)))
@@ -135,12 +135,12 @@ def mode_report(x: Tensor, means: Tensor, std: float, n_std: float = 4.0) -> Mod
     (1.0, 0.667)
     """
     check_positive(std=std, n_std=n_std)
+    check_samples(x=x, means=means)
     if x.ndim != 3 or means.ndim != 2 or x.shape[2] != means.shape[1]:
         raise ValueError(
             f"x must be (R, n, d) and means (modes, d), got {tuple(x.shape)} and "
             f"{tuple(means.shape)}"
         )
-    check_samples(x=x, means=means)
     means, n_modes = _in_float64(means), len(means)
     rows = [part.min(dim=1) for part in _distances(_in_float64(x).flatten(0, 1), means)]
     distance = torch.cat([row.values for row in rows]).reshape(x.shape[:2])
@@ -182,13 +182,13 @@ def calibration(real: Tensor, fake: Tensor, n_bins: int = 15) -> Calibration:
     >>> curve.observed
     tensor([[0., 1.]], dtype=torch.float64)
     """
+    check_count(n_bins=n_bins)
+    check_samples(real=real, fake=fake)
     if real.ndim != 2 or real.shape != fake.shape:
         raise ValueError(
             f"real and fake must be logits (R, n) of one shape, got {tuple(real.shape)} and "
             f"{tuple(fake.shape)}"
         )
-    check_count(n_bins=n_bins)
-    check_samples(real=real, fake=fake)
     d = _in_float64(torch.cat([real, fake], dim=1)).sigmoid()
     is_real = torch.zeros_like(d)
     is_real[:, : real.shape[1]] = 1
@@ -238,11 +238,11 @@ def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> T
     So it does if the cells are too wide for the density's details.
     """
     check_count(n_cells=n_cells)
+    check_samples(x=x)
     if x.ndim != 3 or x.shape[2] != 2:
         raise ValueError(f"x must be (R, n, 2), got {tuple(x.shape)}")
     if truth.log_prob is None:
         raise ValueError("truth has no log_prob, so no cell has a known probability")
-    check_samples(x=x)
     fine = 20  # points of the midpoint rule along each side of a cell
     points, area = _grid(box, n_cells * fine)
     p = truth.log_prob(points).exp() * area
@@ -329,10 +329,6 @@ def rhat(draws: Tensor) -> Tensor:
     first or the last half of its draws, which nothing can be learnt from; warns if the effective
     sample size is too small for the value to mean much.
     """
-    if draws.ndim > 1 and draws.shape[1] == 1:
-        raise ValueError(
-            f"one chain cannot be compared with others, got {tuple(draws.shape)}; give at least 2"
-        )
     return _diagnose("rhat", draws)
 
 
@@ -346,12 +342,16 @@ def ess(draws: Tensor) -> Tensor:
 
 
 def _diagnose(name: str, draws: Tensor) -> Tensor:
-    if draws.ndim not in (2, 3) or draws.shape[0] < 4 or 0 in draws.shape:
+    check_samples(draws=draws)
+    if draws.ndim not in (2, 3) or draws.shape[0] < 4:
         raise ValueError(
             "draws must be (n_draws, n_chains) or (n_draws, n_chains, d) with at least 4 draws, "
             f"got {tuple(draws.shape)}"
         )
-    check_samples(draws=draws)
+    if name == "rhat" and draws.shape[1] < 2:
+        raise ValueError(
+            f"one chain cannot be compared with others, got {tuple(draws.shape)}; give at least 2"
+        )
     half = len(draws) // 2
     still = (draws[:half] == draws[0]).all(dim=0) | (draws[-half:] == draws[-1]).all(dim=0)
     if n_still := int(still.reshape(len(still), -1).any(dim=1).sum()):
@@ -422,9 +422,9 @@ def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and unbiased covariance (d, d) of features (n, d), n >= 2, float64 on the CPU."""
+    check_samples(features=features)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must be (n, d) with n at least 2, got {tuple(features.shape)}")
-    check_samples(features=features)
     features = _in_float64(features)
     return features.mean(dim=0), features.T.cov().reshape(features.shape[1], -1)
 
@@ -444,13 +444,13 @@ def frechet_distance(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tenso
     4.0
     """
     given = {"mean_x": mean_x, "cov_x": cov_x, "mean_y": mean_y, "cov_y": cov_y}
+    check_samples(**given)
     d = mean_x.numel()
     if [tuple(a.shape) for a in given.values()] != [(d,), (d, d), (d,), (d, d)]:
         raise ValueError(
             "give means (d,) and covariances (d, d) of one d, got "
             + ", ".join(str(tuple(a.shape)) for a in given.values())
         )
-    check_samples(**given)
     mean_x, cov_x, mean_y, cov_y = (_in_float64(a) for a in given.values())
     cross = torch.linalg.svdvals(_root("cov_x", cov_x) @ _root("cov_y", cov_y)).sum()
     spread = cov_x.trace() + cov_y.trace() - 2 * cross  # >= 0 up to rounding
@@ -475,10 +475,10 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _check_pair(x: Tensor, y: Tensor) -> None:
+    check_samples(x=x, y=y)
     for name, sample in (("x", x), ("y", y)):
         if sample.ndim != 3:
             raise ValueError(f"{name} must be (R, n, d), got {tuple(sample.shape)}")
-    check_samples(x=x, y=y)
 
 
 def _in_float64(x: Tensor) -> Tensor:
@@ -490,7 +490,10 @@ def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
     """|x_i - y_j| of points (n, d) and (m, d), as (rows, m) for some rows of x after the other.
 
     From differences: a matrix product cancels digits where points are far from 0 or near each
-    other.
+    other. In units of a power of two, so that no square overflows and no digit is lost.
     """
+    largest = float(torch.maximum(x.abs().max(), y.abs().max()))
+    unit = math.ldexp(0.5, math.frexp(largest)[1])
+    x, y = x / unit, y / unit
     for part in x.split(max(1, _CHUNK // len(y))):
-        yield torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")
+        yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")

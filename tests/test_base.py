@@ -78,13 +78,29 @@ def test_samples_are_checked():
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="y holds 2 values that are not finite"):
             check_samples(x=torch.zeros(1), y=torch.tensor([bad, bad, 0.0]))
-    with pytest.raises(TypeError, match="x must be a tensor, got ndarray"):
+    with pytest.raises(TypeError, match="x must be a tensor of real numbers, got ndarray"):
         check_samples(x=np.zeros(3))
+    with pytest.raises(TypeError, match="x must be a tensor of real numbers, got torch.complex64"):
+        check_samples(x=torch.zeros(3, dtype=torch.complex64))
 
 
-@pytest.mark.parametrize("number", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "number",
+    [
+        0,
+        -1,
+        float("nan"),
+        float("inf"),
+        None,
+        "1",
+        [1.0],
+        torch.ones(2),
+        np.ones(2),
+        torch.zeros(1),
+    ],
+)
 def test_numbers_are_checked(number):
-    check_positive(n=1, step=0.1)
+    check_positive(n=1, step=0.1, size=np.float32(2), scale=torch.tensor(3.0))
     with pytest.raises(ValueError, match="step must be positive, got"):
         check_positive(n=1, step=number)
 

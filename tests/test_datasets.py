@@ -84,7 +84,8 @@ def test_bad_points(make, shape):
     "make",
     [
         lambda: datasets.gaussian([0.0], std=0.0),
-        lambda: datasets.gaussian([]),
+        lambda: datasets.gaussian(0.0),
+        lambda: datasets.gaussian([[0.0]]),
         lambda: datasets.gaussian_grid(n_side=2.5),
         lambda: datasets.gaussian_grid(n_side=True),
         lambda: datasets.gaussian_ring(n_modes=8.0),
@@ -101,6 +102,23 @@ def test_bad_points(make, shape):
 def test_bad_parameters(make):
     with pytest.raises(ValueError, match="got"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("mean", "says"), [([], "mean is empty"), ([math.inf, 0.0], "mean holds 1 value that is not")]
+)
+def test_a_mean_has_finite_coordinates(mean, says):
+    with pytest.raises(ValueError, match=says):
+        datasets.gaussian(mean)
+
+
+def test_a_law_keeps_its_mean():
+    mean = torch.ones(2, requires_grad=True)
+    law = datasets.gaussian(mean)
+    mean.data.zero_()
+    assert torch.equal(law.means, torch.ones(1, 2)) and not law.means.requires_grad
+    for same in ((1.0, 1.0), [1, 1], np.ones(2), list(torch.ones(2))):
+        assert torch.equal(datasets.gaussian(same).means, law.means)
 
 
 @functools.cache

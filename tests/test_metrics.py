@@ -95,10 +95,12 @@ def test_a_sample_is_at_no_distance_from_itself():
     assert metrics.emd(x, x[:, torch.randperm(100, generator=rng(1))]) == 0
 
 
-@pytest.mark.parametrize("unit", [1e-100, 1e-20, 1e-12, 1.0, 1e12, 1e100])
-def test_the_emd_is_in_units_of_x(unit):
+@pytest.mark.parametrize("unit", [1e-300, 1e-100, 1e-20, 1e-12, 1.0, 1e12, 1e100, 1e300])
+def test_distances_are_in_units_of_x(unit):
     x, y = (randn(1, 100, 2, generator=rng(seed)).double() for seed in (0, 1))
     assert math.isclose(metrics.emd(unit * x, unit * y) / unit, metrics.emd(x, y), rel_tol=1e-9)
+    scaled = metrics.energy_distance(unit * x, unit * y) / unit
+    assert math.isclose(scaled, metrics.energy_distance(x, y), rel_tol=1e-9)
 
 
 def test_distances_are_taken_in_chunks(monkeypatch):
