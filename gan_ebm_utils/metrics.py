@@ -59,6 +59,7 @@ def mean_interval(values: Tensor, digits: int = 3) -> Interval:
     >>> print(mean_interval(torch.tensor([1.0, 2.0, 3.0]), digits=2))
     2.00 [-0.48, 4.48]
     """
+    check_count(0, digits=digits)
     check_samples(values=values)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must be (R,) with R at least 2, got {tuple(values.shape)}")

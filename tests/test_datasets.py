@@ -622,3 +622,12 @@ def test_the_exact_gan_is_exact():
     assert largest <= exact.log_bound <= largest + 1e-3
     # E_{p_g} e^d = 1.
     assert abs((p_g * exact.gan.discriminator(x).exp()).sum() * cell - 1) < 1e-6
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_exact_gan_is_made_without_gradients_too(mode):
+    with mode():
+        exact = datasets.exact_gan()
+    assert exact.log_bound == datasets.exact_gan().log_bound
+    x = torch.zeros(1, 2, requires_grad=True)
+    assert torch.autograd.grad(exact.gan.discriminator(x).sum(), x)[0].isfinite().all()

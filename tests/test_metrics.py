@@ -317,6 +317,13 @@ def test_the_interval_covers_as_often_as_it_says():
     assert abs(covered - 0.95) < 5 * (0.95 * 0.05 / 1000) ** 0.5
 
 
+@pytest.mark.parametrize("digits", [-1, 2.5, True, "2"])
+def test_the_decimals_are_counted(digits):
+    with pytest.raises(ValueError, match="digits must be a whole number of at least 0"):
+        metrics.mean_interval(torch.ones(3), digits=digits)
+    assert str(metrics.mean_interval(torch.ones(3), digits=0)) == "1 [1, 1]"
+
+
 @pytest.mark.parametrize("values", [torch.ones(1), torch.ones(2, 2), torch.tensor([1, math.nan])])
 def test_the_interval_needs_two_finite_values(values):
     with pytest.raises(ValueError, match=r"values (must be \(R,\)|holds 1 value)"):
