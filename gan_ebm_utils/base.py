@@ -368,7 +368,7 @@ def partial_folder(folder: Path) -> Iterator[Path]:
     need be. What a killed process left behind is removed on entry: at once if the process ran here,
     else after a day without a change, since other machines may share the folder.
 
-    Raises OSError, with the folder, where nothing can be written.
+    Raises OSError, with the folder, where it or the block cannot write.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -376,11 +376,12 @@ def partial_folder(folder: Path) -> Iterator[Path]:
             if _is_left(remains):
                 shutil.rmtree(remains, ignore_errors=True)
         prefix = f".partial-{_here()}-{os.getpid()}-"
-        making = tempfile.TemporaryDirectory(prefix=prefix, dir=folder)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as part:
+            yield Path(part)
     except OSError as error:
-        raise OSError(f"cannot write in {folder}: {error}; give another folder") from error
-    with making as part:
-        yield Path(part)
+        raise OSError(
+            f"nothing was written to {folder}, give a folder with room that takes files: {error}"
+        ) from error
 
 
 def _here() -> str:

@@ -441,8 +441,8 @@ def _load(
                 np.savez(file, **official(file.parent))
     except OSError as error:
         raise RuntimeError(
-            f"could not make {path}: {error}. Set GAN_EBM_DATA to a folder that can be written, or "
-            f"to the one that holds {path.name}."
+            f"{path} cannot be made: {error}. Set GAN_EBM_DATA to such a folder, or to the one "
+            f"that holds {path.name}."
         ) from error
     try:
         with np.load(path) as archive:

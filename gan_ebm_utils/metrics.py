@@ -326,9 +326,8 @@ def rhat(draws: Tensor) -> Tensor:
     Near 1 if the two halves of each chain, and the chains among each other, look alike. It is blind
     to what no chain has visited (Vehtari et al. 2021, arXiv:1903.08008).
 
-    Raises ValueError for fewer than 4 draws or 2 chains, and for a chain that stands still for the
-    first or the last half of its draws, which nothing can be learnt from; warns if the effective
-    sample size is too small for the value to mean much.
+    Raises ValueError for fewer than 4 draws or 2 chains, and if a chain `stands_still`; warns if
+    the effective sample size is too small for the value to mean much.
     """
     return _diagnose("rhat", draws)
 
@@ -342,6 +341,20 @@ def ess(draws: Tensor) -> Tensor:
     return _diagnose("ess", draws)
 
 
+def stands_still(draws: Tensor) -> Tensor:
+    """Which chains have one value only in their first or their last half, (n_chains,).
+
+    `draws` are those of `rhat`; a chain is counted if one coordinate stands still. At the median of
+    the others it would pass for independent draws.
+
+    >>> stands_still(torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 2.0], [2.0, 3.0]]))
+    tensor([False,  True])
+    """
+    half = len(draws) // 2
+    still = (draws[:half] == draws[0]).all(dim=0) | (draws[-half:] == draws[-1]).all(dim=0)
+    return still.reshape(len(still), -1).any(dim=1)
+
+
 def _diagnose(name: str, draws: Tensor) -> Tensor:
     check_samples(draws=draws)
     if draws.ndim not in (2, 3) or draws.shape[0] < 4:
@@ -353,12 +366,10 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
         raise ValueError(
             f"one chain cannot be compared with others, got {tuple(draws.shape)}; give at least 2"
         )
-    half = len(draws) // 2
-    still = (draws[:half] == draws[0]).all(dim=0) | (draws[-half:] == draws[-1]).all(dim=0)
-    if n_still := int(still.reshape(len(still), -1).any(dim=1).sum()):
+    if n_still := int(stands_still(draws).sum()):
         raise ValueError(
-            f"{n_still} of {len(still)} chains have not moved in some coordinate for half of their "
-            f"{len(draws)} draws; run longer, or leave such chains out and say so"
+            f"{n_still} of {draws.shape[1]} chains have not moved in some coordinate for half of "
+            f"their {len(draws)} draws; run longer, or leave such chains out and say so"
         )
     # Imported here: only chains need it.
     from arviz_stats.base import array_stats

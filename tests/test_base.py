@@ -135,6 +135,7 @@ def test_what_is_no_count_is_named(count):
 
 def test_a_count_may_have_another_least_value():
     check_count(2, n=2)
+    check_count(0, n=0)
     with pytest.raises(ValueError, match="n must be a whole number of at least 2, got 1"):
         check_count(2, n=1)
 
@@ -302,7 +303,7 @@ def test_a_folder_is_made_or_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with (
-            pytest.raises(OSError, match="cannot write in .*give another folder") as caught,
+            pytest.raises(OSError, match="nothing was written to .*give a folder") as caught,
             partial_folder(folder),
         ):
             raise AssertionError("nothing may run")
@@ -315,11 +316,21 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(base.tempfile, "TemporaryDirectory", refuse)
     with (
-        pytest.raises(OSError, match="cannot write in .*Permission denied"),
+        pytest.raises(OSError, match="nothing was written to .*Permission denied"),
         whole_file(tmp_path / "file"),
     ):
         raise AssertionError("nothing may run")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path):
+    with (
+        pytest.raises(OSError, match="nothing was written to .*No space left") as caught,
+        whole_file(tmp_path / "file") as part,
+    ):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert str(tmp_path) in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
 def test_a_file_appears_when_it_is_whole(tmp_path):

@@ -378,7 +378,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "MNIST_URL", "http://127.0.0.1:9/")  # nothing listens there
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         monkeypatch.setenv("GAN_EBM_DATA", str(folder))
-        with pytest.raises(RuntimeError, match="could not make .*Set GAN_EBM_DATA") as caught:
+        with pytest.raises(RuntimeError, match="cannot be made: .*Set GAN_EBM_DATA") as caught:
             datasets.mnist()
         assert str(folder / "mnist.npz") in str(caught.value)
     assert os.listdir(tmp_path) == ["file"]

@@ -93,6 +93,7 @@ def test_a_sample_is_at_no_distance_from_itself():
     x = 1e5 + 0.01 * randn(1, 100, 2, generator=rng()).double()
     assert metrics.emd(x, x) == 0
     assert metrics.emd(x, x[:, torch.randperm(100, generator=rng(1))]) == 0
+    assert metrics.emd(x[:, :1].expand(1, 5, 2), x[:, :1].expand(1, 5, 2)) == 0
 
 
 @pytest.mark.parametrize("unit", [1e-300, 1e-100, 1e-20, 1e-12, 1.0, 1e12, 1e100, 1e300])
