@@ -326,8 +326,9 @@ def rhat(draws: Tensor) -> Tensor:
     Near 1 if the two halves of each chain, and the chains among each other, look alike. It is blind
     to what no chain has visited (Vehtari et al. 2021, arXiv:1903.08008).
 
-    Raises ValueError for fewer than 4 draws or 2 chains, and if a chain `stands_still`; warns if
-    the effective sample size is too small for the value to mean much.
+    Raises ValueError for fewer than 4 draws or 2 chains, a coordinate that moves in no chain, and
+    if all values are below 1.1 although a chain `stands_still`; warns if the effective sample size
+    is too small for the values to mean much.
     """
     return _diagnose("rhat", draws)
 
@@ -337,6 +338,9 @@ def ess(draws: Tensor) -> Tensor:
 
     The number of independent draws that would know the mean as well (Vehtari et al. 2021,
     arXiv:1903.08008). One chain will do.
+
+    Raises and warns as `rhat` does; values that need no warning are refused if a chain
+    `stands_still`.
     """
     return _diagnose("ess", draws)
 
@@ -366,29 +370,35 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
         raise ValueError(
             f"one chain cannot be compared with others, got {tuple(draws.shape)}; give at least 2"
         )
-    if n_still := int(stands_still(draws).sum()):
-        raise ValueError(
-            f"{n_still} of {draws.shape[1]} chains have not moved in some coordinate for half of "
-            f"their {len(draws)} draws; run longer, or leave such chains out and say so"
-        )
+    if (draws == draws[0]).flatten(end_dim=1).all(dim=0).any():
+        raise ValueError("no chain has moved in some coordinate: its draws are all the same")
     # Imported here: only chains need it.
     from arviz_stats.base import array_stats
 
     array = _in_float64(draws).numpy()
-    sizes = torch.from_numpy(np.atleast_1d(array_stats.ess(array, chain_axis=1, draw_axis=0)))
+    values = torch.from_numpy(np.atleast_1d(array_stats.ess(array, chain_axis=1, draw_axis=0)))
     n_halves = 2 * draws.shape[1]
-    if not (sizes >= 50 * n_halves).all():
+    seems_fine = values >= 50 * n_halves
+    if not seems_fine.all():
         warnings.warn(
-            f"the effective sample size {float(sizes.min()):.0f} is below 50 for each of the "
+            f"the effective sample size {float(values.min()):.0f} is below 50 for each of the "
             f"{n_halves} half chains: the chains are too short to tell, or stuck",
             stacklevel=3,
         )
-    if name == "ess":
-        return sizes
-    # Draws of two values may lie equally far from the median: that part of R-hat is left out.
-    with np.errstate(invalid="ignore"):
-        values = array_stats.rhat(array, chain_axis=1, draw_axis=0)
-    return torch.from_numpy(np.atleast_1d(values))
+    if name == "rhat":
+        # Chains that each stand at a value of their own have an R-hat of infinity. Draws of two
+        # values may lie equally far from the median: that part of R-hat is left out.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = array_stats.rhat(array, chain_axis=1, draw_axis=0)
+        values = torch.from_numpy(np.atleast_1d(values))
+        seems_fine = values < 1.1
+    if seems_fine.all() and (n_still := int(stands_still(draws).sum())):
+        raise ValueError(
+            f"{n_still} of {draws.shape[1]} chains stand still in some coordinate for half of "
+            f"their {len(draws)} draws, which {name} = {values.tolist()} would hide; run longer, "
+            "or leave such chains out and say so"
+        )
+    return values
 
 
 def _grid(box: Box, n: int) -> tuple[Tensor, float]:
