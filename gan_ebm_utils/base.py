@@ -6,9 +6,13 @@ import contextlib
 import itertools
 import math
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +23,9 @@ from torch import Tensor, nn
 Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
 # Points (*batch, *event) to energies (*batch), in nats; low is likely.
 Energy = Callable[[Tensor], Tensor]
+
+# Seconds without a change after which a file in the making counts as given up.
+_GIVEN_UP = 24 * 3600
 
 
 class Distribution(NamedTuple):
@@ -156,13 +163,17 @@ def seeded(seed: int, device: torch.device | str | None = None) -> torch.Generat
 
 
 def randn(*shape: int, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
-    """Standard normal numbers of the given shape, on the generator's device."""
+    """Standard normal numbers of the given shape and type (default: float32).
+
+    They lie on the generator's device.
+    """
+    dtype = dtype or torch.float32  # not the default that a user may have set
     return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
 
 
 def rand(*shape: int, generator: torch.Generator) -> Tensor:
-    """Numbers uniform on [0, 1) of the given shape, on the generator's device."""
-    return torch.rand(shape, generator=generator, device=generator.device)
+    """Numbers uniform on [0, 1) of the given shape, float32, on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -297,11 +308,16 @@ def count_calls(*networks: nn.Module) -> Iterator[Callable[[], Calls]]:
 def check_samples(**samples: Tensor) -> None:
     """Raise ValueError unless each named tensor holds at least one number and only finite ones.
 
+    What is no tensor of real numbers raises TypeError.
+
     >>> check_samples(x=torch.tensor([1.0, float("nan")]))
     Traceback (most recent call last):
     ValueError: x holds 1 value that is not finite (of 2); remove such points first
     """
     for name, x in samples.items():
+        if not isinstance(x, Tensor) or x.is_complex():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name} must be a tensor of real numbers, got {kind}")
         if not x.numel():
             raise ValueError(f"{name} is empty: shape {tuple(x.shape)}; give at least one sample")
         if bad := int((~x.isfinite()).sum()):
@@ -314,13 +330,63 @@ def check_samples(**samples: Tensor) -> None:
 def check_positive(**numbers: float) -> None:
     """Raise ValueError unless each named number is finite and above 0.
 
-    >>> check_positive(n=0)
+    >>> check_positive(std=0)
     Traceback (most recent call last):
-    ValueError: n must be positive, got 0
+    ValueError: std must be positive, got 0
     """
     for name, number in numbers.items():
-        if not 0 < number < float("inf"):
+        try:
+            good = bool(0 < number < float("inf"))
+        except (TypeError, ValueError, RuntimeError):  # a text; several numbers
+            good = False
+        if not good:
             raise ValueError(f"{name} must be positive, got {number}")
+
+
+def is_count(number: object, least: int = 1) -> bool:
+    """Whether `number` is a whole number of at least `least`; a truth value is none."""
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    return whole and number >= least
+
+
+def check_count(least: int = 1, /, **counts: int) -> None:
+    """Raise ValueError unless each named count is a whole number of at least `least`.
+
+    >>> check_count(n=2.5)
+    Traceback (most recent call last):
+    ValueError: n must be a whole number of at least 1, got 2.5
+    """
+    for name, count in counts.items():
+        if not is_count(count, least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}")
+
+
+def environment_path(name: str) -> Path | None:
+    """The path in the environment variable `name`, its ~ and $VARIABLES expanded; None if unset.
+
+    Raises ValueError for a home or a variable that is not known here, which would otherwise become
+    the name of a folder.
+    """
+    if not (given := os.environ.get(name)):
+        return None
+    path = os.path.expanduser(os.path.expandvars(given))
+    if path.startswith("~") or re.search(r"\$\w|\$\{", path):
+        raise ValueError(
+            f"{name} is {given!r}, in which a home or a variable is not known here; set it to the "
+            "path itself"
+        )
+    return Path(path)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path` when the block ends without an error, and not before.
+
+    Its folder is made if need be; errors are those of `partial_folder`.
+    """
+    with partial_folder(path.parent) as part:
+        yield part / path.name
+        os.replace(part / path.name, path)
 
 
 @contextlib.contextmanager
@@ -328,14 +394,46 @@ def partial_folder(folder: Path) -> Iterator[Path]:
     """A fresh folder inside `folder` for files in the making, removed at the end.
 
     A file is made there and moved to its final name in `folder` by `os.replace`, so nothing
-    half-written ever bears that name. What a killed process left behind is removed on entry.
+    half-written ever bears that name; `whole_file` does so for a single one. `folder` is made if
+    need be. What a killed process left behind is removed on entry: at once if the process ran here,
+    else after a day without a change, since other machines may share the folder.
+
+    Raises OSError, with the folder, where it or the block cannot write.
     """
-    for remains in folder.glob(".partial-*"):
-        owner = remains.name.split("-")[1]
-        if owner.isdigit() and not _is_alive(int(owner)):
-            shutil.rmtree(remains, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".partial-{os.getpid()}-", dir=folder) as part:
-        yield Path(part)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for remains in folder.glob(".partial-*"):
+            if _is_left(remains):
+                shutil.rmtree(remains, ignore_errors=True)
+        prefix = f".partial-{_here()}-{os.getpid()}-"
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as part:
+            yield Path(part)
+    except OSError as error:
+        raise OSError(
+            f"nothing was written to {folder}, give a folder with room that takes files: {error}"
+        ) from error
+
+
+def _here() -> str:
+    """The host and, on Linux, its space of process numbers: each container has its own."""
+    try:
+        space = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        space = 0
+    return f"{platform.node()}-{space}"
+
+
+def _is_left(remains: Path) -> bool:
+    """Whether nobody is at work any more in a folder that `partial_folder` made."""
+    here, *owner = remains.name.removeprefix(".partial-").rsplit("-", 2)
+    # On Windows os.kill ends a process, or sends Ctrl+C to its group, whatever the signal.
+    if here == _here() and owner[0].isdecimal() and os.name != "nt":
+        return not _is_alive(int(owner[0]))
+    try:
+        changed = max(path.lstat().st_mtime for path in (remains, *remains.rglob("*")))
+    except OSError:  # its owner has just removed it
+        return False
+    return time.time() - changed > _GIVEN_UP
 
 
 def _is_alive(pid: int) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import math
-import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,12 +25,15 @@ from torch import Tensor, nn
 from gan_ebm_utils.base import (
     Distribution,
     Gan,
+    check_count,
     check_positive,
     check_samples,
     default_device,
-    partial_folder,
+    environment_path,
+    is_count,
     rand,
     randn,
+    whole_file,
 )
 
 # The official files: MNIST from PyTorch's mirror, CIFAR-10 from its author.
@@ -52,14 +54,21 @@ _CHUNK = 2**22
 
 def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
     shape = size if isinstance(size, tuple) else (size,)
-    if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
+    if not shape or not all(map(is_count, shape)):
         raise ValueError(f"size must be a positive int or a tuple of them, got {size!r}")
     return shape
+
+
+def _arange(n: int) -> Tensor:
+    """0, ..., n - 1, whatever default type and device the user has set."""
+    return torch.arange(n, dtype=torch.float32, device="cpu")
 
 
 def _check_points(x: Tensor, dim: int) -> None:
     if x.ndim < 1 or x.shape[-1] != dim:
         raise ValueError(f"log_prob takes points (..., {dim}), got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"log_prob takes points of a floating type, got {x.dtype}; give x.float()")
 
 
 def _mixture_log_prob(centres: Tensor, weights: Tensor, std: float) -> Callable[[Tensor], Tensor]:
@@ -89,7 +98,7 @@ def _mixture(means: Tensor, std: float) -> Distribution:
         noise = randn(*shape, means.shape[1], generator=generator)
         return means.to(noise)[mode] + std * noise
 
-    weights = torch.full((len(means),), 1 / len(means), dtype=torch.float64)
+    weights = torch.full_like(means[:, 0], 1 / len(means), dtype=torch.float64)
     log_prob = _mixture_log_prob(means.double(), weights, std)
     return Distribution(sample, log_prob, means.to(default_device()))
 
@@ -104,9 +113,11 @@ def gaussian(mean: Sequence[float], std: float = 1.0) -> Distribution:
     '-1.8379'
     """
     check_positive(std=std)
-    if not len(mean):
-        raise ValueError("mean must hold at least one coordinate, got an empty sequence")
-    return _mixture(torch.tensor([list(mean)], dtype=torch.float32), std)
+    means = torch.as_tensor(mean, dtype=torch.float32, device="cpu").detach().clone()
+    check_samples(mean=means)
+    if means.ndim != 1:
+        raise ValueError(f"mean must be a sequence of coordinates, got {mean!r}")
+    return _mixture(means[None], std)
 
 
 def gaussian_grid(spacing: float = 1.0, std: float = 0.05, n_side: int = 5) -> Distribution:
@@ -119,8 +130,9 @@ def gaussian_grid(spacing: float = 1.0, std: float = 0.05, n_side: int = 5) -> D
     >>> gaussian_grid().means.shape
     torch.Size([25, 2])
     """
-    check_positive(spacing=spacing, std=std, n_side=n_side)
-    axis = spacing * (torch.arange(n_side) - (n_side - 1) / 2)
+    check_count(n_side=n_side)
+    check_positive(spacing=spacing, std=std)
+    axis = spacing * (_arange(n_side) - (n_side - 1) / 2)
     return _mixture(torch.cartesian_prod(axis, axis), std)
 
 
@@ -130,8 +142,9 @@ def gaussian_ring(n_modes: int = 8, radius: float = 1.5, std: float = 0.15) -> D
     >>> gaussian_ring().sample((10, 100), torch.Generator().manual_seed(0)).shape
     torch.Size([10, 100, 2])
     """
-    check_positive(n_modes=n_modes, radius=radius, std=std)
-    angle = 2 * math.pi * torch.arange(n_modes) / n_modes
+    check_count(n_modes=n_modes)
+    check_positive(radius=radius, std=std)
+    angle = 2 * math.pi * _arange(n_modes) / n_modes
     return _mixture(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std)
 
 
@@ -148,7 +161,7 @@ def _noisy_curve(
     # at the ends of a piece, which are what a point far beyond an end sees.
     n = max(16, math.ceil(math.pi / 2 * speed / pieces / (0.6 * std)))
     roots, weights = (torch.from_numpy(array) for array in roots_legendre(n))
-    u = (torch.arange(pieces)[:, None] + (1 + roots) / 2) / pieces
+    u = (_arange(pieces)[:, None] + (1 + roots) / 2) / pieces
     weights = (weights / (2 * pieces)).repeat(pieces)
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -241,14 +254,17 @@ def pinwheel(
     >>> pinwheel().log_prob is None
     True
     """
-    check_positive(n_arms=n_arms, radial_std=radial_std, tangential_std=tangential_std)
+    check_count(n_arms=n_arms)
+    check_positive(radial_std=radial_std, tangential_std=tangential_std)
+    if not math.isfinite(rate):
+        raise ValueError(f"rate must be finite, got {rate}")
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         shape = _shape(size)
         arm = torch.randint(n_arms, shape, generator=generator, device=generator.device)
         radial, tangential = randn(*shape, 2, generator=generator).unbind(dim=-1)
         r, s = 1 + radial_std * radial, tangential_std * tangential
-        angle = 2 * math.pi * arm / n_arms + rate * r.exp()
+        angle = 2 * math.pi * arm.to(r) / n_arms + rate * r.exp()
         cos, sin = angle.cos(), angle.sin()
         return torch.stack([r * cos - s * sin, r * sin + s * cos], dim=-1)
 
@@ -298,6 +314,7 @@ class _LogRatio(nn.Module):
         return self.p(x) - self.q(x)
 
 
+@torch.inference_mode(False)  # the bound is found by derivatives
 def exact_gan() -> ExactGan:
     """A generator that can be inverted and the exact logit: the ground truth of samplers.
 
@@ -311,7 +328,8 @@ def exact_gan() -> ExactGan:
     >>> bool((exact.gan.discriminator(x) <= exact.log_bound).all())
     True
     """
-    data = _mixture(torch.tensor([[-0.8, -0.9], [1.3, -0.3], [0.2, 1.1]]), 0.4)
+    means = [[-0.8, -0.9], [1.3, -0.3], [0.2, 1.1]]
+    data = _mixture(torch.tensor(means, dtype=torch.float32, device="cpu"), 0.4)
     bend = _Bend()
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -319,7 +337,7 @@ def exact_gan() -> ExactGan:
 
     ratio = _LogRatio(data.log_prob, bend.log_prob)
     # The best point of a grid, then Newton's steps from there.
-    axis = torch.linspace(-2.5, 2.5, 201, dtype=torch.float64)
+    axis = torch.linspace(-2.5, 2.5, 201, dtype=torch.float64, device="cpu")
     x = torch.cartesian_prod(axis, axis)
     x = x[ratio(x).argmax()]
     for _ in range(10):
@@ -337,8 +355,11 @@ class Images(NamedTuple):
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `Images`."""
-    return ((images + 1) * 127.5).round().to(torch.uint8)
+    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `Images`.
+
+    Those beyond are black or white, as they look.
+    """
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def digest(*sets: Images) -> str:
@@ -394,7 +415,8 @@ def mnist(split: str = "train") -> Images:
     user's cache). The archive holds train_images (n, 28, 28) and train_labels (n,), uint8, and the
     same for test. If it is missing, the official files are downloaded and checked by SHA-256.
 
-    Raises ValueError for an unknown split, RuntimeError for a damaged archive or a failed download.
+    Raises ValueError for an unknown split, RuntimeError for a damaged archive, a failed download or
+    a folder that cannot be written.
     """
     return _load("mnist", split, (28, 28), _official_mnist)
 
@@ -413,13 +435,17 @@ def _load(
 ) -> Images:
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
-    folder = Path(os.environ.get("GAN_EBM_DATA") or _pooch().os_cache("gan_ebm_utils"))
+    folder = environment_path("GAN_EBM_DATA") or Path(_pooch().os_cache("gan_ebm_utils"))
     path = folder / f"{name}.npz"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with partial_folder(folder) as part:
-            np.savez(part / path.name, **official(part))
-            os.replace(part / path.name, path)
+    try:
+        if not path.exists():
+            with whole_file(path) as file:
+                np.savez(file, **official(file.parent))
+    except OSError as error:
+        raise RuntimeError(
+            f"{path} cannot be made: {error}. Set GAN_EBM_DATA to such a folder, or to the one "
+            f"that holds {path.name}."
+        ) from error
     try:
         with np.load(path) as archive:
             images, labels = archive[f"{split}_images"], archive[f"{split}_labels"]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_ebm_utils.base import rand
+from gan_ebm_utils.base import gradients, rand
 
 
 def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def gradient_penalty(
         raise ValueError(
             f"real and fake must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    share = rand(*real.shape[:2], generator=generator)
+    share = rand(*real.shape[:2], generator=generator).to(real.dtype)
     share = share.reshape(*share.shape, *[1] * (real.ndim - 2))
     # Not the root of a square: its derivative is infinite where the gradient is 0.
     norm = _gradient(critic, share * real + (1 - share) * fake).norm(dim=2)
@@ -155,8 +155,9 @@ def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The gradient at each point of (R, n, *event), (R, n, size), open to a further derivative."""
     if x.ndim < 3:
         raise ValueError(f"a penalty takes samples (R, n, *event), got {tuple(x.shape)}")
-    x = x.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+    with gradients():
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
     return gradient.flatten(start_dim=2)
 
 
@@ -175,5 +176,7 @@ def _check_batches(real: Tensor, fake: Tensor) -> None:
             raise ValueError(
                 f"{name} must be (R, n, ...) with R and n at least 1, got {tuple(batch.shape)}"
             )
+        if not batch.is_floating_point():
+            raise ValueError(f"{name} must be of a floating type, got {batch.dtype}")
     if len(real) != len(fake):
         raise ValueError(f"real holds {len(real)} replicates and fake {len(fake)}; give the same")

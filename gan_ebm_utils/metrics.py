@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import ot
 import torch
-from scipy.linalg import sqrtm
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -21,12 +21,18 @@ from gan_ebm_utils.base import (
     Distribution,
     Energy,
     Sample,
+    check_count,
     check_positive,
     check_samples,
     device_of,
+    dtype_of,
+    evaluating,
 )
 
 Box = tuple[float, float, float, float]  # left, right, bottom, top
+
+# Distances held in memory at once (32 MB).
+_CHUNK = 2**22
 
 
 class Interval(NamedTuple):
@@ -53,10 +59,11 @@ def mean_interval(values: Tensor, digits: int = 3) -> Interval:
     >>> print(mean_interval(torch.tensor([1.0, 2.0, 3.0]), digits=2))
     2.00 [-0.48, 4.48]
     """
+    check_count(0, digits=digits)
+    check_samples(values=values)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must be (R,) with R at least 2, got {tuple(values.shape)}")
-    check_samples(values=values)
-    values = values.detach().double()
+    values = _in_float64(values)
     mean, half = float(values.mean()), student.ppf(0.975, len(values) - 1)
     half = float(half * values.std() / math.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half, digits)
@@ -78,12 +85,12 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
     if x.shape != y.shape:
         raise ValueError(f"x and y must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     costs = []
-    for a, b in zip(
-        x.detach().double().cpu().numpy(), y.detach().double().cpu().numpy(), strict=True
-    ):
-        cost = ot.dist(a, b, metric="euclidean")
-        costs.append(ot.emd2([], [], cost, numItermax=10_000_000))
-    return torch.tensor(costs, dtype=torch.float64)
+    for a, b in zip(_in_float64(x), _in_float64(y), strict=True):
+        cost = torch.cat(list(_distances(a, b)))
+        # In units of the largest: the solver takes costs below 1e-11 or so for 0.
+        unit = float(cost.max()) or 1.0
+        costs.append(unit * ot.emd2([], [], (cost / unit).numpy(), numItermax=10_000_000))
+    return torch.tensor(costs, dtype=torch.float64, device="cpu")
 
 
 def emd_floor(sample: Sample, n: int, generator: torch.Generator, replicates: int = 10) -> Tensor:
@@ -92,7 +99,7 @@ def emd_floor(sample: Sample, n: int, generator: torch.Generator, replicates: in
     A model that equals the law scores this and not 0. `sample(size, generator)` draws the points,
     as `Distribution.sample` does.
     """
-    check_positive(n=n, replicates=replicates)
+    check_count(n=n, replicates=replicates)
     return emd(sample((replicates, n), generator), sample((replicates, n), generator))
 
 
@@ -129,17 +136,18 @@ def mode_report(x: Tensor, means: Tensor, std: float, n_std: float = 4.0) -> Mod
     (1.0, 0.667)
     """
     check_positive(std=std, n_std=n_std)
+    check_samples(x=x, means=means)
     if x.ndim != 3 or means.ndim != 2 or x.shape[2] != means.shape[1]:
         raise ValueError(
             f"x must be (R, n, d) and means (modes, d), got {tuple(x.shape)} and "
             f"{tuple(means.shape)}"
         )
-    check_samples(x=x, means=means)
-    x, means = x.detach().double().cpu(), means.double().cpu()
-    n_modes = len(means)
-    distance, nearest = torch.cdist(x, means.expand(len(x), -1, -1)).min(dim=2)  # (R, n)
+    means, n_modes = _in_float64(means), len(means)
+    rows = [part.min(dim=1) for part in _distances(_in_float64(x).flatten(0, 1), means)]
+    distance = torch.cat([row.values for row in rows]).reshape(x.shape[:2])
+    nearest = torch.cat([row.indices for row in rows]).reshape(x.shape[:2])
     inlier = distance < n_std * std
-    counts = torch.zeros(len(x), n_modes, dtype=torch.float64)
+    counts = distance.new_zeros(len(x), n_modes)
     counts.scatter_add_(1, nearest, inlier.double())
     n_inliers = counts.sum(dim=1)
     shares = counts / n_inliers.clamp(min=1)[:, None]
@@ -175,20 +183,20 @@ def calibration(real: Tensor, fake: Tensor, n_bins: int = 15) -> Calibration:
     >>> curve.observed
     tensor([[0., 1.]], dtype=torch.float64)
     """
+    check_count(n_bins=n_bins)
+    check_samples(real=real, fake=fake)
     if real.ndim != 2 or real.shape != fake.shape:
         raise ValueError(
             f"real and fake must be logits (R, n) of one shape, got {tuple(real.shape)} and "
             f"{tuple(fake.shape)}"
         )
-    check_positive(n_bins=n_bins)
-    check_samples(real=real, fake=fake)
-    d = torch.cat([real, fake], dim=1).detach().double().cpu().sigmoid()
+    d = _in_float64(torch.cat([real, fake], dim=1)).sigmoid()
     is_real = torch.zeros_like(d)
     is_real[:, : real.shape[1]] = 1
     which = (d * n_bins).long().clamp(max=n_bins - 1)
 
     def total(values: Tensor) -> Tensor:
-        return torch.zeros(len(d), n_bins, dtype=torch.float64).scatter_add_(1, which, values)
+        return d.new_zeros(len(d), n_bins).scatter_add_(1, which, values)
 
     count = total(torch.ones_like(d))
     return Calibration(total(d) / count, total(is_real) / count, count)
@@ -201,15 +209,22 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     different points it has the distance as its mean (Szekely and Rizzo 2013).
     """
     _check_pair(x, y)
+    if x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
+        raise ValueError(
+            f"x and y must have one R and one d, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     if min(x.shape[1], y.shape[1]) < 2:
         raise ValueError(f"give at least 2 points each, got {tuple(x.shape)}, {tuple(y.shape)}")
-    x, y = x.detach().double().cpu(), y.detach().double().cpu()
 
-    def within(a: Tensor) -> Tensor:
-        n = a.shape[1]
-        return torch.cdist(a, a).sum(dim=(1, 2)) / (n * (n - 1))
+    def total(a: Tensor, b: Tensor) -> Tensor:
+        return sum(part.sum() for part in _distances(a, b))
 
-    return 2 * torch.cdist(x, y).mean(dim=(1, 2)) - within(x) - within(y)
+    values = []
+    for a, b in zip(_in_float64(x), _in_float64(y), strict=True):
+        n, m = len(a), len(b)
+        within = total(a, a) / (n * (n - 1)) + total(b, b) / (m * (m - 1))
+        values.append(2 * total(a, b) / (n * m) - within)
+    return torch.stack(values)
 
 
 def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> Tensor:
@@ -221,23 +236,30 @@ def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> T
     the score is that root's distance from its mean in standard deviations. Large is bad.
 
     Raises ValueError if fewer than 2 cells are left: give more samples, or a box around the data.
+    So it does if the cells are too wide for the density's details.
     """
+    check_count(n_cells=n_cells)
+    check_samples(x=x)
     if x.ndim != 3 or x.shape[2] != 2:
         raise ValueError(f"x must be (R, n, 2), got {tuple(x.shape)}")
     if truth.log_prob is None:
         raise ValueError("truth has no log_prob, so no cell has a known probability")
-    check_samples(x=x)
     fine = 20  # points of the midpoint rule along each side of a cell
     points, area = _grid(box, n_cells * fine)
     p = truth.log_prob(points).exp() * area
     p = p.reshape(n_cells, fine, n_cells, fine).sum(dim=(1, 3)).flatten()
-    x, n = x.detach().double().cpu(), x.shape[1]
+    if not p.sum() <= 1 + 1e-3:
+        raise ValueError(
+            f"the truth has mass {float(p.sum()):.4f} in {n_cells} x {n_cells} cells over {box}; "
+            "give more cells, or a smaller box"
+        )
+    x, n = _in_float64(x), x.shape[1]
     left, right, bottom, top = box
     column = ((x[..., 0] - left) / (right - left) * n_cells).floor().long()
     row = ((x[..., 1] - bottom) / (top - bottom) * n_cells).floor().long()
     inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
     cell = torch.where(inside, column * n_cells + row, n_cells**2)
-    count = torch.zeros(len(x), n_cells**2 + 1, dtype=torch.float64)
+    count = x.new_zeros(len(x), n_cells**2 + 1)
     count.scatter_add_(1, cell, torch.ones_like(x[..., 0]))
     own = n * p >= 10
     if int(own.sum()) < 2:
@@ -257,7 +279,11 @@ def log_partition(energy: Energy, box: Box, replicates: int = 1, n: int = 400) -
     """log of the integral of e^{-E} over `box`, by the midpoint rule on n x n cells, as (R,).
 
     `energy` maps (R, m, 2) to (R, m); `box` = (left, right, bottom, top). What lies outside is not
-    counted: for an energy whose Z is infinite the result is that of the box alone.
+    counted: for an energy whose Z is infinite the result is that of the box alone. A network runs
+    in evaluation mode, on points in the type of its weights; a function gets them in float32.
+
+    Raises ValueError for an energy that does not take them, or returns another shape;
+    FloatingPointError where it is nan or -inf, or +inf everywhere.
     """
     points, cell = _grid(box, n)
     return torch.logsumexp(-_on_grid(energy, points, replicates), dim=1) + math.log(cell)
@@ -282,7 +308,7 @@ def kl_to_truth(
     points, cell = _grid(box, n)
     log_p = truth.log_prob(points).double()
     p = log_p.exp() * cell
-    if abs(float(p.sum()) - 1) > 1e-3:
+    if not abs(float(p.sum()) - 1) <= 1e-3:
         raise ValueError(
             f"the truth has mass {float(p.sum()):.4f} on the grid of {n} x {n} cells over {box}; "
             "give a larger box or more cells"
@@ -300,8 +326,9 @@ def rhat(draws: Tensor) -> Tensor:
     Near 1 if the two halves of each chain, and the chains among each other, look alike. It is blind
     to what no chain has visited (Vehtari et al. 2021, arXiv:1903.08008).
 
-    Raises ValueError for fewer than 4 draws, or chains that do not move; warns if the effective
-    sample size is too small for the value to mean much.
+    Raises ValueError for fewer than 4 draws or 2 chains, a coordinate that moves in no chain, and
+    if all values are below 1.1 although a chain `stands_still`; warns if the effective sample size
+    is too small for the values to mean much.
     """
     return _diagnose("rhat", draws)
 
@@ -310,93 +337,159 @@ def ess(draws: Tensor) -> Tensor:
     """Effective sample size, rank-normalised (bulk), all chains together; arguments as for `rhat`.
 
     The number of independent draws that would know the mean as well (Vehtari et al. 2021,
-    arXiv:1903.08008).
+    arXiv:1903.08008). One chain will do.
+
+    Raises and warns as `rhat` does; values that need no warning are refused if a chain
+    `stands_still`.
     """
     return _diagnose("ess", draws)
 
 
+def stands_still(draws: Tensor) -> Tensor:
+    """Which chains have one value only in their first or their last half, (n_chains,).
+
+    `draws` are those of `rhat`; a chain is counted if one coordinate stands still. At the median of
+    the others it would pass for independent draws.
+
+    >>> stands_still(torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 2.0], [2.0, 3.0]]))
+    tensor([False,  True])
+    """
+    half = len(draws) // 2
+    still = (draws[:half] == draws[0]).all(dim=0) | (draws[-half:] == draws[-1]).all(dim=0)
+    return still.reshape(len(still), -1).any(dim=1)
+
+
 def _diagnose(name: str, draws: Tensor) -> Tensor:
-    if draws.ndim not in (2, 3) or draws.shape[0] < 4 or 0 in draws.shape:
+    check_samples(draws=draws)
+    if draws.ndim not in (2, 3) or draws.shape[0] < 4:
         raise ValueError(
             "draws must be (n_draws, n_chains) or (n_draws, n_chains, d) with at least 4 draws, "
             f"got {tuple(draws.shape)}"
         )
-    check_samples(draws=draws)
+    if name == "rhat" and draws.shape[1] < 2:
+        raise ValueError(
+            f"one chain cannot be compared with others, got {tuple(draws.shape)}; give at least 2"
+        )
     if (draws == draws[0]).flatten(end_dim=1).all(dim=0).any():
         raise ValueError("no chain has moved in some coordinate: its draws are all the same")
     # Imported here: only chains need it.
     from arviz_stats.base import array_stats
 
-    array = draws.detach().double().cpu().numpy()
-    sizes = torch.from_numpy(np.atleast_1d(array_stats.ess(array, chain_axis=1, draw_axis=0)))
+    array = _in_float64(draws).numpy()
+    values = torch.from_numpy(np.atleast_1d(array_stats.ess(array, chain_axis=1, draw_axis=0)))
     n_halves = 2 * draws.shape[1]
-    if not (sizes >= 50 * n_halves).all():
+    seems_fine = values >= 50 * n_halves
+    if not seems_fine.all():
         warnings.warn(
-            f"the effective sample size {float(sizes.min()):.0f} is below 50 for each of the "
+            f"the effective sample size {float(values.min()):.0f} is below 50 for each of the "
             f"{n_halves} half chains: the chains are too short to tell, or stuck",
             stacklevel=3,
         )
-    if name == "ess":
-        return sizes
-    return torch.from_numpy(np.atleast_1d(array_stats.rhat(array, chain_axis=1, draw_axis=0)))
+    if name == "rhat":
+        # Chains that each stand at a value of their own have an R-hat of infinity. Draws of two
+        # values may lie equally far from the median: that part of R-hat is left out.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values = array_stats.rhat(array, chain_axis=1, draw_axis=0)
+        values = torch.from_numpy(np.atleast_1d(values))
+        seems_fine = values < 1.1
+    if seems_fine.all() and (n_still := int(stands_still(draws).sum())):
+        raise ValueError(
+            f"{n_still} of {draws.shape[1]} chains stand still in some coordinate for half of "
+            f"their {len(draws)} draws, which {name} = {values.tolist()} would hide; run longer, "
+            "or leave such chains out and say so"
+        )
+    return values
 
 
 def _grid(box: Box, n: int) -> tuple[Tensor, float]:
     """The midpoints of n x n cells, (n^2, 2) in float64, and the area of a cell."""
     left, right, bottom, top = box
-    check_positive(n=n, width=right - left, height=top - bottom)
+    check_count(n=n)
+    check_positive(width=right - left, height=top - bottom)
     dx, dy = (right - left) / n, (top - bottom) / n
-    centres = torch.arange(n, dtype=torch.float64) + 0.5
+    centres = torch.arange(n, dtype=torch.float64, device="cpu") + 0.5
     return torch.cartesian_prod(left + dx * centres, bottom + dy * centres), dx * dy
 
 
 @torch.no_grad()
 def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
     """Energies (R, m) of all replicates at points (m, 2), in float64."""
-    check_positive(replicates=replicates)
-    parts = [
-        energy(part.float().to(device_of(energy)).expand(replicates, -1, -1)).double().cpu()
-        for part in points.split(20_000)
-    ]
+    check_count(replicates=replicates)
+    dtype = dtype_of(energy) or torch.float32
+    parts = []
+    with evaluating(energy):
+        for part in points.split(20_000):
+            x = part.to(dtype).to(device_of(energy)).expand(replicates, -1, -1)
+            try:
+                value = energy(x)
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(
+                    f"the energy does not take points {tuple(x.shape)} in {dtype}: {error}. Give "
+                    "replicates as it was built; a function of a network in another type must "
+                    "convert its argument"
+                ) from error
+            if value.shape != x.shape[:2]:
+                raise ValueError(
+                    f"the energy must map ({replicates}, m, 2) to ({replicates}, m), got "
+                    f"{tuple(value.shape)} for m = {len(part)}"
+                )
+            parts.append(_in_float64(value))
     values = torch.cat(parts, dim=1)
-    if values.shape != (replicates, len(points)):
-        raise ValueError(
-            f"the energy must map ({replicates}, m, 2) to ({replicates}, m), got "
-            f"{tuple(values.shape)} for m = {len(points)}"
-        )
-    if values.isnan().any():
-        raise FloatingPointError(f"the energy is nan in {int(values.isnan().sum())} cells")
+    if bad := int((values.isnan() | values.isneginf()).sum()):
+        raise FloatingPointError(f"the energy is nan or -inf in {bad} cells")
+    if values.isinf().all(dim=1).any():
+        raise FloatingPointError("the energy is +inf in every cell; give another box")
     return values
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and unbiased covariance (d, d) of features (n, d), in float64."""
-    features = features.double()
-    return features.mean(dim=0), features.T.cov()
+    """Mean (d,) and unbiased covariance (d, d) of features (n, d), n >= 2, float64 on the CPU."""
+    check_samples(features=features)
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features must be (n, d) with n at least 2, got {tuple(features.shape)}")
+    features = _in_float64(features)
+    return features.mean(dim=0), features.T.cov().reshape(features.shape[1], -1)
 
 
 def frechet_distance(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> float:
     """|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^{1/2}), the squared W_2 of two Gaussians.
 
-    Means (d,), covariances (d, d). Over the features of a classifier this is the FID (Heusel et al.
-    2017, arXiv:1706.08500, equation 6).
+    Means (d,), covariances (d, d), which may be singular: tr (C_x C_y)^{1/2} is the sum of the
+    singular values of C_x^{1/2} C_y^{1/2}. Over the features of a classifier this is the FID
+    (Heusel et al. 2017, arXiv:1706.08500, equation 6).
+
+    Raises ValueError for other shapes, values that are not finite, or a matrix that is no
+    covariance: not symmetric, or with a negative eigenvalue beyond rounding.
 
     >>> eye = torch.eye(2)
     >>> round(frechet_distance(torch.zeros(2), eye, torch.ones(2), 4 * eye), 6)  # 2 + 2 (2 - 1)^2
     4.0
     """
-    arrays = [a.detach().double().cpu() for a in (mean_x, cov_x, mean_y, cov_y)]
-    mean_x, cov_x, mean_y, cov_y = arrays
-    d = len(mean_x)
-    if [tuple(a.shape) for a in arrays] != [(d,), (d, d), (d,), (d, d)]:
+    given = {"mean_x": mean_x, "cov_x": cov_x, "mean_y": mean_y, "cov_y": cov_y}
+    check_samples(**given)
+    d = mean_x.numel()
+    if [tuple(a.shape) for a in given.values()] != [(d,), (d, d), (d,), (d, d)]:
         raise ValueError(
             "give means (d,) and covariances (d, d) of one d, got "
-            + ", ".join(str(tuple(a.shape)) for a in arrays)
+            + ", ".join(str(tuple(a.shape)) for a in given.values())
         )
-    check_samples(mean_x=mean_x, cov_x=cov_x, mean_y=mean_y, cov_y=cov_y)
-    # The product of two covariances has a real root; the imaginary part is rounding.
-    cross = np.trace(sqrtm((cov_x @ cov_y).numpy()).real)
-    return float((mean_x - mean_y).square().sum() + cov_x.trace() + cov_y.trace() - 2 * cross)
+    mean_x, cov_x, mean_y, cov_y = (_in_float64(a) for a in given.values())
+    cross = torch.linalg.svdvals(_root("cov_x", cov_x) @ _root("cov_y", cov_y)).sum()
+    spread = cov_x.trace() + cov_y.trace() - 2 * cross  # >= 0 up to rounding
+    return float((mean_x - mean_y).square().sum() + spread.clamp(min=0))
+
+
+def _root(name: str, covariance: Tensor) -> Tensor:
+    """The symmetric root of a covariance, whose eigenvalues are 0 where they are so by rounding."""
+    values, vectors = torch.linalg.eigh(covariance)
+    # A covariance may have been stored in half precision.
+    tolerance = 1e-2 * covariance.abs().max()
+    if (covariance - covariance.T).abs().max() > tolerance or values.min() < -tolerance:
+        raise ValueError(
+            f"{name} is no covariance: it must be symmetric with eigenvalues of at least 0, the "
+            f"smallest is {float(values.min()):.3g}"
+        )
+    return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
@@ -404,7 +497,25 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _check_pair(x: Tensor, y: Tensor) -> None:
+    check_samples(x=x, y=y)
     for name, sample in (("x", x), ("y", y)):
         if sample.ndim != 3:
             raise ValueError(f"{name} must be (R, n, d), got {tuple(sample.shape)}")
-    check_samples(x=x, y=y)
+
+
+def _in_float64(x: Tensor) -> Tensor:
+    """x on the CPU in float64: moved first, since not every device has that type."""
+    return x.detach().cpu().double()
+
+
+def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """|x_i - y_j| of points (n, d) and (m, d), as (rows, m) for some rows of x after the other.
+
+    From differences: a matrix product cancels digits where points are far from 0 or near each
+    other. In units of a power of two, so that no square overflows and no digit is lost.
+    """
+    largest = float(torch.maximum(x.abs().max(), y.abs().max()))
+    unit = math.ldexp(0.5, math.frexp(largest)[1])
+    x, y = x / unit, y / unit
+    for part in x.split(max(1, _CHUNK // len(y))):
+        yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")

@@ -372,7 +372,6 @@ class MnistClassifier(nn.Module):
                 nn.SiLU(),
             )
             self.head = nn.Linear(n_features, 10)
-        self.to(generator.device)
         self.features.num_features = n_features
         self.to_empty(device=generator.device)
         for layer in self.modules():

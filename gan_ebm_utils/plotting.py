@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from torch import Tensor
 
-from gan_ebm_utils.base import device_of
+from gan_ebm_utils.base import check_count, device_of
 
 # Colour-blind safe (seaborn's "colorblind"); real and generated look the same in every chapter.
 COLORS = sns.color_palette("colorblind").as_hex()
@@ -45,7 +45,7 @@ def scatter(
     """Points x (n, 2) inside `box` = (left, right, bottom, top), equal scales on both axes."""
     if x.ndim != 2 or x.shape[1] != 2:
         raise ValueError(f"x must be (n, 2), one replicate, got {tuple(x.shape)}")
-    x = x.detach().cpu().numpy()
+    x = x.detach().cpu().double().numpy()
     ax.scatter(x[:, 0], x[:, 1], s=2, color=color, alpha=0.4, linewidths=0, rasterized=True)
     _frame(ax, box, title)
 
@@ -59,11 +59,19 @@ def heatmap(
     **style: object,
 ) -> QuadMesh:
     """Colours of a function (n, 2) -> (n,) over `box`; `style` goes to matplotlib's pcolormesh."""
+    check_count(2, n=n)
     left, right, bottom, top = box
-    xs, ys = torch.linspace(left, right, n), torch.linspace(bottom, top, n)
+    how = {"steps": n, "dtype": torch.float32, "device": "cpu"}
+    xs, ys = torch.linspace(left, right, **how), torch.linspace(bottom, top, **how)
     points = torch.cartesian_prod(xs, ys).to(device_of(function))
     with torch.no_grad():
-        values = function(points).cpu().reshape(n, n).T
+        values = function(points)
+    if values.shape != points.shape[:1]:
+        raise ValueError(
+            f"the function must map points (n, 2) to (n,); for {tuple(points.shape)} it returned "
+            f"{tuple(values.shape)}"
+        )
+    values = values.cpu().double().reshape(n, n).T
     if not values.isfinite().any():
         raise ValueError(f"the function is finite nowhere in {box}; choose another box")
     mesh = ax.pcolormesh(
@@ -75,12 +83,13 @@ def heatmap(
 
 def image_grid(ax: Axes, images: Tensor, n_columns: int, title: str) -> None:
     """Images (n, 1, h, w) in [-1, 1] as one picture, row by row; n is a multiple of n_columns."""
-    if images.ndim != 4 or images.shape[1] != 1 or len(images) % n_columns:
+    check_count(n_columns=n_columns)
+    if images.ndim != 4 or images.shape[1] != 1 or not len(images) or len(images) % n_columns:
         raise ValueError(
             f"images must be (n, 1, h, w) with n a multiple of {n_columns}, got "
             f"{tuple(images.shape)}"
         )
-    framed = F.pad(images.detach().cpu(), (1, 1, 1, 1), value=-1.0)
+    framed = F.pad(images.detach().cpu().float(), (1, 1, 1, 1), value=-1.0)
     n, _, height, width = framed.shape
     rows = framed.reshape(n // n_columns, n_columns, height, width)
     picture = rows.permute(0, 2, 1, 3).reshape(n // n_columns * height, n_columns * width)

@@ -1,28 +1,36 @@
 """Devices, randomness, checks of input, and files in the making."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from gan_ebm_utils import base
 from gan_ebm_utils.base import (
     Calls,
     Gan,
+    check_count,
     check_positive,
     check_samples,
     count_calls,
     default_device,
     dtype_of,
+    environment_path,
     evaluating,
     gradients,
     partial_folder,
     rand,
     randn,
     seeded,
+    whole_file,
 )
 
 
@@ -77,13 +85,95 @@ def test_samples_are_checked():
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="y holds 2 values that are not finite"):
             check_samples(x=torch.zeros(1), y=torch.tensor([bad, bad, 0.0]))
+    with pytest.raises(TypeError, match="x must be a tensor of real numbers, got ndarray"):
+        check_samples(x=np.zeros(3))
+    with pytest.raises(TypeError, match="x must be a tensor of real numbers, got torch.complex64"):
+        check_samples(x=torch.zeros(3, dtype=torch.complex64))
 
 
-@pytest.mark.parametrize("number", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "number",
+    [
+        0,
+        -1,
+        float("nan"),
+        float("inf"),
+        None,
+        "1",
+        [1.0],
+        torch.ones(2),
+        np.ones(2),
+        torch.zeros(1),
+    ],
+)
 def test_numbers_are_checked(number):
-    check_positive(n=1, step=0.1)
+    check_positive(n=1, step=0.1, size=np.float32(2), scale=torch.tensor(3.0))
     with pytest.raises(ValueError, match="step must be positive, got"):
         check_positive(n=1, step=number)
+
+
+@pytest.mark.parametrize("count", [1, 7, np.int64(3), np.uint8(2), 10**20])
+def test_whole_numbers_are_counts(count):
+    check_count(n=count)
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        0,
+        -1,
+        2.5,
+        3.0,
+        np.float64(3),
+        True,
+        np.True_,
+        float("nan"),
+        "3",
+        None,
+        (3,),
+        torch.tensor(3),
+    ],
+)
+def test_what_is_no_count_is_named(count):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got ") as caught:
+        check_count(steps=3, n=count)
+    assert str(caught.value).endswith(repr(count))
+
+
+def test_a_count_may_have_another_least_value():
+    check_count(2, n=2)
+    check_count(0, n=0)
+    with pytest.raises(ValueError, match="n must be a whole number of at least 2, got 1"):
+        check_count(2, n=1)
+
+
+# --- paths of the environment ---
+
+
+def test_a_path_of_the_environment_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("PLACE", "/some/where")
+    for given, path in (
+        ("~/data", "/home/someone/data"),
+        ("$PLACE/data", "/some/where/data"),
+        ("${PLACE}/data", "/some/where/data"),
+        ("plain/data", "plain/data"),
+        ("//server/c$/data", "//server/c$/data"),  # a share of Windows
+    ):
+        monkeypatch.setenv("GAN_EBM_DATA", given)
+        assert environment_path("GAN_EBM_DATA") == Path(path)
+    monkeypatch.setenv("GAN_EBM_DATA", "")
+    assert environment_path("GAN_EBM_DATA") is None
+    monkeypatch.delenv("GAN_EBM_DATA")
+    assert environment_path("GAN_EBM_DATA") is None
+
+
+@pytest.mark.parametrize("given", ["$NOWHERE_AT_ALL/x", "${NOWHERE_AT_ALL}/x", "~no-such-user/x"])
+def test_a_path_that_cannot_be_expanded_is_named(monkeypatch, given):
+    monkeypatch.setenv("GAN_EBM_DATA", given)
+    with pytest.raises(ValueError, match="GAN_EBM_DATA is .*not known here") as caught:
+        environment_path("GAN_EBM_DATA")
+    assert given in str(caught.value)
 
 
 # --- files in the making ---
@@ -118,25 +208,96 @@ def test_what_a_killed_process_left_is_cleared_at_the_next_start(tmp_path):
 
 
 def test_what_a_living_process_is_making_stays(tmp_path):
-    mine = tmp_path / f".partial-{os.getppid()}-abc"
+    mine = tmp_path / f".partial-{base._here()}-{os.getppid()}-abc"
     mine.mkdir()
+    age(mine)  # a slow download
     with partial_folder(tmp_path):
         assert mine.exists()
 
 
-def test_a_folder_of_no_process_stays(tmp_path):
-    (tmp_path / ".partial-mine-x").mkdir()
-    (tmp_path / ".partial-99999999999999999999-x").mkdir()  # no process has such a number
+def age(path, seconds=2 * base._GIVEN_UP):
+    os.utime(path, (time.time() - seconds,) * 2)
+
+
+OTHERS = [
+    f".partial-elsewhere-0-{2**22 + 1}-x",  # of another machine: such a number may live there
+    f".partial-{2**22 + 1}-x",  # of an earlier version
+    ".partial-mine-x",
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_another_machine_is_making_is_judged_by_its_age(tmp_path, name):
+    theirs = tmp_path / name
+    theirs.mkdir()
     with partial_folder(tmp_path):
-        pass
-    assert [path.name for path in tmp_path.iterdir()] == [".partial-mine-x"]
+        assert theirs.exists()
+    file = theirs / "below" / "file"
+    file.parent.mkdir()
+    file.touch()
+    age(theirs), age(file.parent)
+    with partial_folder(tmp_path):
+        assert theirs.exists()  # the file is new
+    age(file)
+    with partial_folder(tmp_path):
+        assert not theirs.exists()
+
+
+def test_the_same_number_on_another_machine_is_another_process(tmp_path, monkeypatch):
+    run = subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], check=False)
+    assert run.returncode == -signal.SIGKILL
+    (remains,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(base.platform, "node", lambda: "elsewhere")
+        with partial_folder(tmp_path):
+            assert remains.exists()
+    with partial_folder(tmp_path):
+        assert not remains.exists()  # the control: here it is known to be dead
+
+
+def test_a_container_has_its_own_numbers(monkeypatch):
+    here, stat = base._here(), os.stat
+    other = lambda path: stat("/") if path == "/proc/self/ns/pid" else stat(path)  # noqa: E731
+    monkeypatch.setattr(os, "stat", other)
+    assert base._here() != here and base._here().startswith(base.platform.node())
+
+
+def test_no_signal_is_sent_on_windows(tmp_path, monkeypatch):
+    def refuse(pid, number):
+        raise AssertionError("os.kill ends a process there")
+
+    theirs = tmp_path / f".partial-{base._here()}-{2**22 + 1}-x"
+    theirs.mkdir()
+    monkeypatch.setattr(os, "kill", refuse)
+    with pytest.raises(AssertionError), partial_folder(tmp_path):
+        pass  # the control: elsewhere it is asked
+    with monkeypatch.context() as patch:
+        patch.setattr(base.os, "name", "nt")
+        kept = base._is_left(theirs)
+        age(theirs)
+        left = base._is_left(theirs)
+    assert (kept, left) == (False, True)
+
+
+def test_what_vanishes_meanwhile_is_left_to_its_owner(tmp_path):
+    theirs = tmp_path / ".partial-elsewhere-0-1-x"
+    theirs.mkdir()
+    shutil.rmtree(theirs)
+    assert not base._is_left(theirs)
+
+
+def test_a_number_that_no_process_has(tmp_path):
+    theirs = tmp_path / f".partial-{base._here()}-99999999999999999999-x"
+    theirs.mkdir()
+    with partial_folder(tmp_path):
+        assert not theirs.exists()
 
 
 def test_what_a_process_of_another_user_is_making_stays(tmp_path, monkeypatch):
     def refuse(pid, number):
         raise PermissionError
 
-    theirs = tmp_path / ".partial-12345-x"
+    theirs = tmp_path / f".partial-{base._here()}-12345-x"
     theirs.mkdir()
     monkeypatch.setattr(os, "kill", refuse)
     with partial_folder(tmp_path):
@@ -201,3 +362,51 @@ def test_the_prior_and_the_logit_of_a_gan():
     assert torch.equal(gan.logit(z), gan.discriminator(gan.generator(z)))
     plain = Gan(nn.Identity(), None, 2).prior((1, 7), seeded(3, "cpu"))
     assert torch.equal(plain, randn(1, 7, 2, generator=seeded(3, "cpu")))
+
+
+def test_a_folder_is_made_or_named(tmp_path):
+    with partial_folder(tmp_path / "new" / "folder") as part:
+        assert part.parent == tmp_path / "new" / "folder"
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with (
+            pytest.raises(OSError, match="nothing was written to .*give a folder") as caught,
+            partial_folder(folder),
+        ):
+            raise AssertionError("nothing may run")
+        assert str(folder) in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied")  # which root never meets
+
+    monkeypatch.setattr(base.tempfile, "TemporaryDirectory", refuse)
+    with (
+        pytest.raises(OSError, match="nothing was written to .*Permission denied"),
+        whole_file(tmp_path / "file"),
+    ):
+        raise AssertionError("nothing may run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path):
+    with (
+        pytest.raises(OSError, match="nothing was written to .*No space left") as caught,
+        whole_file(tmp_path / "file") as part,
+    ):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert str(tmp_path) in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "file"
+    with whole_file(path) as part:
+        part.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    with pytest.raises(RuntimeError), whole_file(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "whole" and os.listdir(path.parent) == ["file"]

@@ -1,6 +1,10 @@
 """A claim prints one stable line, or raises with the numbers."""
 
+import io
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -54,3 +58,54 @@ def test_the_log_holds_every_value_and_nothing_is_raised(tmp_path, monkeypatch, 
         {"text": "fails", "value": 1.0, "at_most": 0, "at_least": None},
     ]
     assert capsys.readouterr().out == "✓ holds\n✓ fails\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("utf-8", "✓ é ≤ 3".encode()),
+        ("cp1252", b"ok \xe9 ? 3"),
+        ("ascii", b"ok ? ? 3"),
+    ],
+)
+def test_a_claim_that_holds_is_printed_in_every_encoding(monkeypatch, encoding, shown):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline="\n"))
+    claim("é ≤ 3", 2, at_most=3)
+    sys.stdout.flush()
+    assert raw.getvalue() == shown + b"\n"
+
+
+def test_a_claim_that_holds_is_printed_where_there_is_no_encoding(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    claim("it is so", 2, at_most=3)
+    assert sys.stdout.getvalue() == "✓ it is so\n"
+    monkeypatch.setattr(sys, "stdout", None)  # of a program without a console
+    claim("it is so", 2, at_most=3)
+
+
+def test_a_console_of_windows():
+    code = "from gan_ebm_utils.claims import claim; claim('a', 2, at_most=3)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout.split()) == (0, [b"ok", b"a"]), run.stderr
+
+
+def test_a_claim_is_about_one_number():
+    claim("it is so", torch.ones(1, 1), at_least=1)
+    with pytest.raises(ValueError, match=r"one number, 'it is so' got \(3,\)"):
+        claim("it is so", torch.ones(3), at_least=1)
+
+
+def test_the_log_is_expanded_and_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GAN_EBM_CLAIMS_LOG", "~/log")
+    claim("holds", 1, at_least=0)
+    assert (tmp_path / "log").exists()
+    monkeypatch.setenv("GAN_EBM_CLAIMS_LOG", str(tmp_path / "log" / "below"))
+    with pytest.raises(OSError, match="cannot write .*below.*GAN_EBM_CLAIMS_LOG"):
+        claim("holds", 1, at_least=0)

@@ -58,10 +58,17 @@ def test_sample_shape_and_generator(make, size, shape):
 
 
 @pytest.mark.parametrize("make", MAKERS)
-@pytest.mark.parametrize("size", [0, -1, (3, 0), (), 2.5])
+@pytest.mark.parametrize("size", [0, -1, (3, 0), (), 2.5, True, (3, True), [3, 4], "3"])
 def test_bad_size(make, size):
     with pytest.raises(ValueError, match=r"size must be a positive int.*got"):
         make().sample(size, seeded(0, "cpu"))
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_sizes_of_numpy(make):
+    x = make().sample((np.int64(3), 5), seeded(0, "cpu"))
+    assert torch.equal(x, make().sample((3, 5), seeded(0, "cpu")))
+    assert make().sample(np.int32(3), seeded(0, "cpu")).shape == (3, 2)
 
 
 @pytest.mark.parametrize("make", MAKERS[:-1])
@@ -69,13 +76,21 @@ def test_bad_size(make, size):
 def test_bad_points(make, shape):
     with pytest.raises(ValueError, match=r"points \(\.\.\., 2\), got shape"):
         make().log_prob(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"of a floating type, got torch.int64; give x.float"):
+        make().log_prob(torch.zeros(5, 2).long())
 
 
 @pytest.mark.parametrize(
     "make",
     [
         lambda: datasets.gaussian([0.0], std=0.0),
-        lambda: datasets.gaussian([]),
+        lambda: datasets.gaussian(0.0),
+        lambda: datasets.gaussian([[0.0]]),
+        lambda: datasets.gaussian_grid(n_side=2.5),
+        lambda: datasets.gaussian_grid(n_side=True),
+        lambda: datasets.gaussian_ring(n_modes=8.0),
+        lambda: datasets.pinwheel(n_arms=2.5),
+        lambda: datasets.pinwheel(rate=math.nan),
         lambda: datasets.gaussian_grid(std=-1.0),
         lambda: datasets.gaussian_grid(n_side=0),
         lambda: datasets.gaussian_ring(n_modes=0),
@@ -87,6 +102,23 @@ def test_bad_points(make, shape):
 def test_bad_parameters(make):
     with pytest.raises(ValueError, match="got"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("mean", "says"), [([], "mean is empty"), ([math.inf, 0.0], "mean holds 1 value that is not")]
+)
+def test_a_mean_has_finite_coordinates(mean, says):
+    with pytest.raises(ValueError, match=says):
+        datasets.gaussian(mean)
+
+
+def test_a_law_keeps_its_mean():
+    mean = torch.ones(2, requires_grad=True)
+    law = datasets.gaussian(mean)
+    mean.data.zero_()
+    assert torch.equal(law.means, torch.ones(1, 2)) and not law.means.requires_grad
+    for same in ((1.0, 1.0), [1, 1], np.ones(2), list(torch.ones(2))):
+        assert torch.equal(datasets.gaussian(same).means, law.means)
 
 
 @functools.cache
@@ -273,6 +305,17 @@ def test_minibatches():
         datasets.minibatches(rows * math.nan)
 
 
+def test_pixels_become_bytes_and_back():
+    every = torch.arange(256.0)
+    assert torch.equal(datasets.to_bytes(every / 127.5 - 1), every.to(torch.uint8))
+    for kind in (torch.float64, torch.float16, torch.bfloat16):
+        ends = torch.tensor([-1.0, 0.0, 1.0], dtype=kind)
+        assert datasets.to_bytes(ends).tolist() == [0, 128, 255]
+    # 255.5 as a byte would be 0.
+    beyond = torch.tensor([-1.5, -1.01, 1.01, 3.0])
+    assert datasets.to_bytes(beyond).tolist() == [0, 0, 255, 255]
+
+
 # --- prepared archives ---
 
 
@@ -316,6 +359,42 @@ def test_prepared_archive(data_folder, loader, name, event):
 def test_unknown_split(data_folder):
     with pytest.raises(ValueError, match='"train" or "test", got \'valid\''):
         datasets.mnist("valid")
+
+
+@pytest.mark.parametrize("given", ["~/data", "$PLACE/data", "${PLACE}/data"])
+def test_the_folder_of_the_data_is_expanded(tmp_path, monkeypatch, given):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "data" / "mnist.npz", **random_arrays((28, 28)))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    monkeypatch.setenv("GAN_EBM_DATA", given)
+    monkeypatch.chdir(tmp_path / "empty")
+    assert datasets.mnist().images.shape == (20, 1, 28, 28)
+    assert os.listdir() == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(datasets, "MNIST_URL", "http://127.0.0.1:9/")  # nothing listens there
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        monkeypatch.setenv("GAN_EBM_DATA", str(folder))
+        with pytest.raises(RuntimeError, match="cannot be made: .*Set GAN_EBM_DATA") as caught:
+            datasets.mnist()
+        assert str(folder / "mnist.npz") in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk(official, data_folder, monkeypatch):
+    def refuse(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    loader, name, _, _ = official
+    monkeypatch.setattr(datasets.np, "savez", refuse)
+    with pytest.raises(RuntimeError, match=r"No space left.*GAN_EBM_DATA") as caught:
+        loader()
+    assert str(data_folder / f"{name}.npz") in str(caught.value)
+    assert os.listdir(data_folder) == []
 
 
 def damage(kind, path):
@@ -544,3 +623,12 @@ def test_the_exact_gan_is_exact():
     assert largest <= exact.log_bound <= largest + 1e-3
     # E_{p_g} e^d = 1.
     assert abs((p_g * exact.gan.discriminator(x).exp()).sum() * cell - 1) < 1e-6
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_exact_gan_is_made_without_gradients_too(mode):
+    with mode():
+        exact = datasets.exact_gan()
+    assert exact.log_bound == datasets.exact_gan().log_bound
+    x = torch.zeros(1, 2, requires_grad=True)
+    assert torch.autograd.grad(exact.gan.discriminator(x).sum(), x)[0].isfinite().all()

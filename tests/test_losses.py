@@ -225,6 +225,37 @@ def test_a_flat_critic_can_be_trained():
     assert torch.equal(weight.grad, torch.zeros(2))
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_a_penalty_has_a_value_without_gradients_too(mode):
+    x, y = randn(2, 5, 3, generator=rng()), randn(2, 5, 3, generator=rng(1))
+    square = lambda x: x.square().sum(dim=-1)  # noqa: E731
+    expected = losses.r1_penalty(square, x), losses.gradient_penalty(square, x, y, rng())
+    with mode():
+        found = losses.r1_penalty(square, x), losses.gradient_penalty(square, x, y, rng())
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_penalty_names_inference_mode():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        losses.r1_penalty(lambda x: x.square().sum(dim=-1), torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_a_critic_of_another_type_gets_points_of_its_type(kind):
+    seen = []
+
+    def critic(x):
+        seen.append(x.dtype)
+        return x.square().sum(dim=-1)
+
+    x, y = (randn(2, 500, 3, generator=rng(seed)).to(kind) for seed in (0, 1))
+    penalty = losses.gradient_penalty(critic, x, y, rng())
+    losses.r1_penalty(critic, x)
+    assert seen == [kind, kind]
+    single = losses.gradient_penalty(critic, x.float(), y.float(), rng())
+    torch.testing.assert_close(penalty.float(), single, rtol=0.05, atol=0)
+
+
 # --- bad input ---
 
 
@@ -242,6 +273,15 @@ def test_what_is_no_logit_is_named(real, fake, says):
     for loss in (*every, losses.kl.bound):
         with pytest.raises(ValueError, match=says):
             loss(torch.zeros(real), torch.zeros(fake))
+
+
+def test_whole_numbers_are_no_logits():
+    whole, logit = torch.zeros(1, 3, dtype=torch.int64), torch.zeros(1, 3)
+    for name, pair in (("real", (whole, logit)), ("fake", (logit, whole))):
+        with pytest.raises(ValueError, match=f"{name} must be of a floating type, got torch.int64"):
+            losses.gan_d_loss(*pair)
+    with pytest.raises(ValueError, match="real must be of a floating type"):
+        losses.r1_penalty(F.relu, torch.zeros(1, 3, 2).long())
 
 
 def test_what_is_no_sample_is_named():

@@ -7,10 +7,12 @@ from itertools import permutations
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from gan_ebm_utils import metrics
 from gan_ebm_utils.base import Distribution, randn, seeded
-from gan_ebm_utils.datasets import gaussian, gaussian_grid
+from gan_ebm_utils.datasets import digits, gaussian, gaussian_grid
+from gan_ebm_utils.networks import energy_mlp
 from gan_ebm_utils.samplers import mala, run_chain
 
 
@@ -62,6 +64,182 @@ def test_the_floor_is_what_two_samples_of_one_law_score():
 def test_emd_names_bad_samples(x, y, says):
     with pytest.raises(ValueError, match=says):
         metrics.emd(x, y)
+
+
+# --- exactness ---
+
+
+def fine(*shape, seed=0):
+    """Points of spread .01 on a grid of step 2^-30: moved by 2^17 they lose no digit in float64."""
+    return (randn(*shape, generator=rng(seed)).double() * 0.01 * 2**30).round() / 2**30
+
+
+FAR = 2.0**17
+
+
+def test_distances_do_not_change_far_from_the_origin():
+    x, y = fine(2, 60, 2), fine(2, 60, 2, seed=1)
+    assert torch.equal(metrics.emd(x + FAR, y + FAR), metrics.emd(x, y))
+    assert torch.equal(metrics.energy_distance(x + FAR, y + FAR), metrics.energy_distance(x, y))
+    near, far = (metrics.mode_report(x + a, y[0, :30] + a, 0.002) for a in (0.0, FAR))
+    for a, b in zip(near, far, strict=True):
+        assert torch.equal(a, b)
+    # The control: a matrix product does not see .01 beside 2^17.
+    product = torch.cdist(x + FAR, y + FAR, compute_mode="use_mm_for_euclid_dist")
+    assert not torch.allclose(product, torch.cdist(x, y), rtol=0.01)
+
+
+def test_a_sample_is_at_no_distance_from_itself():
+    x = 1e5 + 0.01 * randn(1, 100, 2, generator=rng()).double()
+    assert metrics.emd(x, x) == 0
+    assert metrics.emd(x, x[:, torch.randperm(100, generator=rng(1))]) == 0
+    assert metrics.emd(x[:, :1].expand(1, 5, 2), x[:, :1].expand(1, 5, 2)) == 0
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-100, 1e-20, 1e-12, 1.0, 1e12, 1e100, 1e300])
+def test_distances_are_in_units_of_x(unit):
+    x, y = (randn(1, 100, 2, generator=rng(seed)).double() for seed in (0, 1))
+    assert math.isclose(metrics.emd(unit * x, unit * y) / unit, metrics.emd(x, y), rel_tol=1e-9)
+    scaled = metrics.energy_distance(unit * x, unit * y) / unit
+    assert math.isclose(scaled, metrics.energy_distance(x, y), rel_tol=1e-9)
+
+
+def test_distances_are_taken_in_chunks(monkeypatch):
+    x, y, means = randn(2, 50, 3, generator=rng()), randn(2, 50, 3, generator=rng(1)), fine(40, 3)
+    scores = [
+        lambda: metrics.emd(x, y),
+        lambda: metrics.energy_distance(x, y[:, :30]),
+        lambda: torch.stack(metrics.mode_report(x, means, 0.3)),
+    ]
+    assert 8 * metrics._CHUNK < 1e8  # bytes
+    whole, sizes, cdist = [score() for score in scores], [], torch.cdist
+
+    def spy(a, b, **how):
+        sizes.append(len(a) * len(b))
+        return cdist(a, b, **how)
+
+    monkeypatch.setattr(torch, "cdist", spy)
+    for chunk in (1, 100, 130):
+        monkeypatch.setattr(metrics, "_CHUNK", chunk)
+        sizes.clear()
+        for score, expected in zip(scores, whole, strict=True):
+            torch.testing.assert_close(score(), expected, rtol=1e-12, atol=0)
+        assert max(sizes) <= max(chunk, 50)  # a row at least
+
+
+# --- odd input ---
+
+
+class OnApple(torch.Tensor):
+    """A tensor of a device without float64; `cpu` takes it away from there."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        if function is torch.Tensor.cpu:
+            return found.as_subclass(torch.Tensor)
+        if function is torch.Tensor.numpy:
+            raise TypeError("can't convert a tensor of this device to numpy; use cpu() first")
+        if isinstance(found, torch.Tensor) and found.dtype is torch.float64:
+            raise TypeError("cannot convert a MPS Tensor to float64")
+        return found
+
+
+def chains(n_draws=1000, n_chains=4):
+    return randn(n_draws, n_chains, 2, generator=rng())
+
+
+LAW = gaussian([0.0, 0.0])
+SCORES = {
+    "mean_interval": lambda to: metrics.mean_interval(to(randn(5, generator=rng()))),
+    "emd": lambda to: metrics.emd(to(LAW.sample((2, 9), rng())), to(LAW.sample((2, 9), rng(1)))),
+    "energy_distance": lambda to: metrics.energy_distance(
+        to(LAW.sample((2, 9), rng())), to(LAW.sample((2, 8), rng(1)))
+    ),
+    "mode_report": lambda to: metrics.mode_report(
+        to(LAW.sample((2, 9), rng())), to(gaussian_grid().means), 0.3
+    ),
+    "calibration": lambda to: metrics.calibration(
+        to(randn(2, 9, generator=rng())), to(randn(2, 9, generator=rng(1))), n_bins=3
+    ),
+    "chi_square": lambda to: metrics.chi_square(
+        to(LAW.sample((2, 500), rng())), LAW, (-3.0, 3.0, -3.0, 3.0), n_cells=4
+    ),
+    "log_partition": lambda to: metrics.log_partition(
+        lambda x: to(x.square().sum(dim=2) / 2), (-3.0, 3.0, -3.0, 3.0), n=50
+    ),
+    "kl_to_truth": lambda to: metrics.kl_to_truth(
+        lambda x: to(x.square().sum(dim=2)), LAW, (-6.0, 6.0, -6.0, 6.0), n=50
+    ),
+    "rhat": lambda to: metrics.rhat(to(chains())),
+    "ess": lambda to: metrics.ess(to(chains())),
+    "moments": lambda to: metrics.moments(to(LAW.sample(50, rng()))),
+    "frechet_distance": lambda to: metrics.frechet_distance(
+        *(to(part.float()) for law in (LAW, LAW) for part in metrics.moments(law.sample(9, rng())))
+    ),
+}
+
+
+def numbers(found):
+    found = torch.stack(found) if isinstance(found, metrics.ModeReport) else found
+    parts = found if isinstance(found, tuple) else (found,)
+    return [torch.as_tensor(part) for part in parts]
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize(
+    "to",
+    [
+        lambda x: x.as_subclass(OnApple),
+        lambda x: x.clone().requires_grad_(),
+        lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],  # every other place in memory
+    ],
+    ids=["no float64 there", "requires a gradient", "strides"],
+)
+def test_where_and_how_a_tensor_lies_changes_nothing(name, to):
+    plain, other = numbers(SCORES[name](lambda x: x)), numbers(SCORES[name](to))
+    for a, b in zip(plain, other, strict=True):
+        assert type(b) is torch.Tensor and not b.requires_grad and b.device.type == "cpu"
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+def test_the_stand_in_has_no_float64():
+    x = torch.ones(3).as_subclass(OnApple)
+    for away in (
+        x.double,
+        lambda: x.to(torch.float64),
+        x.numpy,
+        lambda: x.sum(dtype=torch.float64),
+    ):
+        with pytest.raises(TypeError):
+            away()
+    assert x.cpu().double().dtype is torch.float64
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
+def test_samples_of_every_type_are_scored_in_float64(kind):
+    x, y = ((4 * randn(2, 9, 2, generator=rng(seed))).round().to(kind) for seed in (0, 1))
+    for score in (metrics.emd, metrics.energy_distance):
+        torch.testing.assert_close(score(x, y), score(x.float(), y.float()))
+        assert score(x, y).dtype == torch.float64
+
+
+@pytest.mark.parametrize("count", [0, 2.5, True])
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda n: metrics.emd_floor(LAW.sample, n, rng()),
+        lambda n: metrics.emd_floor(LAW.sample, 10, rng(), replicates=n),
+        lambda n: metrics.calibration(torch.zeros(1, 3), torch.zeros(1, 3), n_bins=n),
+        lambda n: metrics.chi_square(torch.zeros(1, 500, 2), LAW, BOX, n_cells=n),
+        lambda n: metrics.log_partition(quadratic, BOX, n=n),
+        lambda n: metrics.log_partition(quadratic, BOX, replicates=n),
+        lambda n: metrics.kl_to_truth(quadratic, LAW, BOX, n=n),
+    ],
+)
+def test_a_count_is_a_whole_number(score, count):
+    with pytest.raises(ValueError, match=f"must be a whole number of at least 1, got {count}"):
+        score(count)
 
 
 # --- modes ---
@@ -138,6 +316,13 @@ def test_the_interval_covers_as_often_as_it_says():
     intervals = [metrics.mean_interval(randn(5, generator=rng(seed))) for seed in range(1000)]
     covered = sum(interval.low < 0 < interval.high for interval in intervals) / 1000
     assert abs(covered - 0.95) < 5 * (0.95 * 0.05 / 1000) ** 0.5
+
+
+@pytest.mark.parametrize("digits", [-1, 2.5, True, "2"])
+def test_the_decimals_are_counted(digits):
+    with pytest.raises(ValueError, match="digits must be a whole number of at least 0"):
+        metrics.mean_interval(torch.ones(3), digits=digits)
+    assert str(metrics.mean_interval(torch.ones(3), digits=0)) == "1 [1, 1]"
 
 
 @pytest.mark.parametrize("values", [torch.ones(1), torch.ones(2, 2), torch.tensor([1, math.nan])])
@@ -240,6 +425,68 @@ def test_the_frechet_distance_of_flat_laws():
     )
 
 
+@pytest.fixture(scope="module")
+def moments_of_digits():
+    images, labels = digits()
+    return [metrics.moments(images.flatten(1)[labels == k]) for k in range(10)]
+
+
+def test_the_frechet_distance_of_two_digits(moments_of_digits):
+    # Border pixels never change: the covariances and their product are singular.
+    value = metrics.frechet_distance(*moments_of_digits[8], *moments_of_digits[9])
+    assert abs(value - 14.4668) < 5e-5
+
+
+def test_the_frechet_distance_is_one_of_laws(moments_of_digits):
+    pairs = [(a, b) for i, a in enumerate(moments_of_digits) for b in moments_of_digits[:i]]
+    assert len(pairs) == 45
+    for a, b in pairs:
+        value = metrics.frechet_distance(*a, *b)
+        assert 5 < value < 50
+        assert math.isclose(metrics.frechet_distance(*b, *a), value, rel_tol=1e-9)
+        scaled = [part for mean, cov in (a, b) for part in (1e-6 * mean, 1e-12 * cov)]
+        assert math.isclose(metrics.frechet_distance(*scaled), 1e-12 * value, rel_tol=1e-6)
+    for a in moments_of_digits:
+        assert 0 <= metrics.frechet_distance(*a, *a) < 1e-9
+
+
+def test_a_stored_covariance_need_not_be_exact(moments_of_digits):
+    half = [[part.half() for part in law] for law in moments_of_digits]
+    value = metrics.frechet_distance(*half[8], *half[9])
+    assert torch.linalg.eigvalsh(half[8][1].double()).min() < 0
+    assert abs(value / 14.4668 - 1) < 0.01
+
+
+@pytest.mark.parametrize("bad", [[[1.0, 2.0], [2.0, 1.0]], [[1.0, 0.5], [0.0, 1.0]]])
+def test_what_is_no_covariance_is_named(bad):
+    zero, eye = torch.zeros(2), torch.eye(2)
+    with pytest.raises(ValueError, match="cov_y is no covariance"):
+        metrics.frechet_distance(zero, eye, zero, torch.tensor(bad))
+    with pytest.raises(ValueError, match="cov_x is no covariance"):
+        metrics.frechet_distance(zero, torch.tensor(bad), zero, eye)
+
+
+def test_a_point_is_a_law_too():
+    zero, one = torch.zeros(2), torch.ones(2)
+    assert metrics.frechet_distance(zero, torch.zeros(2, 2), one, torch.zeros(2, 2)) == 2
+    assert metrics.frechet_distance(zero, torch.zeros(2, 2), zero, torch.eye(2)) == 2
+
+
+def test_moments():
+    features = randn(50, 3, generator=rng()) + 100
+    mean, cov = metrics.moments(features)
+    torch.testing.assert_close(mean, features.double().mean(dim=0))
+    centred = features.double() - mean
+    torch.testing.assert_close(cov, centred.T @ centred / 49)
+    mean, cov = metrics.moments(features[:, :1])
+    assert (mean.shape, cov.shape) == ((1,), (1, 1))
+    for bad in (features[:1], features[0], features[None]):
+        with pytest.raises(ValueError, match=r"\(n, d\) with n at least 2"):
+            metrics.moments(bad)
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.moments(features * math.nan)
+
+
 # --- energy distance ---
 
 
@@ -259,6 +506,9 @@ def test_energy_distance_of_two_normals():
     assert (same < 0).any() and values.min() > 0.1
     with pytest.raises(ValueError, match="at least 2 points"):
         metrics.energy_distance(x[:, :1], y)
+    for other in (y[:1], y.expand(-1, -1, 2)):  # which would broadcast
+        with pytest.raises(ValueError, match=r"one R and one d, got \(20, 500, 1\)"):
+            metrics.energy_distance(x, other)
 
 
 # --- energies on a grid ---
@@ -311,8 +561,44 @@ def test_bad_grids():
         metrics.log_partition(quadratic, (1.0, -1.0, 0.0, 1.0))
     with pytest.raises(ValueError, match=r"must map \(1, m, 2\) to \(1, m\)"):
         metrics.log_partition(lambda x: x, BOX)
-    with pytest.raises(FloatingPointError, match="nan in 160000 cells"):
-        metrics.log_partition(lambda x: x[..., 0] * math.nan, BOX)
+    with pytest.raises(ValueError, match=r"must map \(1, m, 2\) to \(1, m\), got \(\)"):
+        metrics.log_partition(lambda x: x.sum(), BOX)
+    with pytest.raises(ValueError, match="does not take points .* as it was built") as caught:
+        metrics.log_partition(energy_mlp(2, (8,), replicates=3, generator=rng()), BOX)
+    assert "x must be (3, n, 2), got (1, 20000, 2)" in str(caught.value)
+    for bad in (math.nan, -math.inf):
+        with pytest.raises(FloatingPointError, match="nan or -inf in 160000 cells"):
+            metrics.log_partition(lambda x, bad=bad: torch.full_like(x[..., 0], bad), BOX)
+    one_wall = lambda x: quadratic(x) / torch.tensor([[1.0], [0.0]])  # noqa: E731
+    with pytest.raises(FloatingPointError, match=r"\+inf in every cell"):
+        metrics.log_partition(one_wall, BOX, replicates=2)
+    nowhere = gaussian([0.0, 0.0])._replace(log_prob=lambda x: x[:, 0] * math.nan)
+    with pytest.raises(ValueError, match="the truth has mass nan"):
+        metrics.kl_to_truth(quadratic, nowhere, BOX)
+
+
+def test_an_energy_is_integrated_in_its_own_type():
+    energy = energy_mlp(2, (8,), generator=rng())
+    single = metrics.log_partition(energy, BOX)
+    double = metrics.log_partition(energy.double(), BOX)
+    assert 0 < abs(float(single - double)) < 1e-5
+    assert metrics.kl_to_truth(energy, gaussian([0.0, 0.0]), BOX).isfinite()
+    with pytest.raises(ValueError, match="does not take points.*torch.float32.*another type"):
+        metrics.log_partition(lambda x: energy(x), BOX)  # a function does not show its type
+    torch.testing.assert_close(metrics.log_partition(lambda x: energy(x.double()), BOX), double)
+
+
+def test_an_energy_is_integrated_in_evaluation_mode():
+    energy = energy_mlp(2, (8,), generator=rng())
+    energy.function.append(nn.Dropout())
+    energy.function[0].eval()
+    before = [module.training for module in energy.modules()]
+    values = [metrics.log_partition(energy, BOX) for _ in range(2)]
+    assert torch.equal(*values)
+    assert [module.training for module in energy.modules()] == before
+    assert torch.equal(values[0], metrics.log_partition(energy.eval(), BOX))
+    noisy = energy.train()(torch.ones(1, 99, 2))
+    assert not torch.equal(noisy, energy(torch.ones(1, 99, 2)))  # the control
 
 
 # --- chains ---
@@ -362,11 +648,107 @@ def test_short_chains_are_reported():
         metrics.ess(autoregressive(1000, 4, 0.3))
     with pytest.raises(ValueError, match=r"at least 4 draws, got \(3, 4\)"):
         metrics.rhat(torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("diagnose", [metrics.rhat, metrics.ess])
+def test_a_coordinate_that_never_moves_is_not_judged(diagnose):
     stuck = torch.stack([autoregressive(1000, 4, 0.3), torch.ones(1000, 4)], dim=2)
-    with pytest.raises(ValueError, match="no chain has moved in some coordinate"):
-        metrics.rhat(stuck)
-    with pytest.raises(ValueError, match="no chain has moved"):
-        metrics.ess(torch.zeros(10, 4))
+    for draws in (stuck, torch.zeros(10, 4), torch.arange(4.0).expand(10, 4)):
+        with pytest.raises(ValueError, match="no chain has moved in some coordinate"):
+            diagnose(draws)
+
+
+def low(quantile):
+    return stats.norm.ppf(quantile)
+
+
+# Each chain's draws are independent, but for those at `where`.
+@pytest.mark.parametrize("where", [slice(None), slice(None, 500), slice(-500, None)])
+@pytest.mark.parametrize("value", [0.0, low(0.25), low(0.4), 3.0])
+@pytest.mark.parametrize("n_chains", [4, 20, 60])
+def test_chains_that_stand_still_never_seem_fine(where, value, n_chains):
+    draws = randn(1001, n_chains, 2, generator=rng())
+    moving = draws.clone()
+    draws[where, 2, 1] = value
+    for diagnose, fine in (
+        (metrics.rhat, lambda found: found.max() < 1.1),
+        (metrics.ess, lambda found: found.min() >= 100 * n_chains),
+    ):
+        assert fine(diagnose(moving))  # the control
+        for part in (draws, draws[..., 1]):
+            refused = False
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                try:
+                    found = diagnose(part)
+                except ValueError as error:
+                    refused = f"1 of {n_chains} chains stand still" in str(error)
+            assert refused or not fine(found)
+            assert refused or diagnose is metrics.rhat or "or stuck" in str(warned[0].message)
+
+
+def test_what_would_seem_fine():
+    # The controls: at the median a frozen chain does not lower the effective sample size, and at
+    # a quarter it does not raise R-hat.
+    from arviz_stats.base import array_stats
+
+    draws = randn(1000, 20, generator=rng()).numpy()
+    draws[:, 3] = 0
+    assert array_stats.ess(draws, chain_axis=1, draw_axis=0) > 15_000
+    draws[:, 3] = low(0.25)
+    assert array_stats.rhat(draws, chain_axis=1, draw_axis=0) < 1.05
+
+
+def test_a_large_rhat_of_chains_that_stand_still_is_an_answer():
+    draws = randn(1000, 4, generator=rng())
+    draws[:, 0] = 3.0
+    with pytest.warns(UserWarning, match="or stuck"):
+        assert metrics.rhat(draws) > 1.4
+    with pytest.warns(UserWarning, match="or stuck"):
+        assert metrics.ess(draws) < 10
+
+
+def test_which_chains_stand_still():
+    draws = randn(1001, 6, 2, generator=rng())
+    draws[:, 0, 0] = 1.0
+    draws[:500, 1, 1] = 1.0
+    draws[-500:, 2] = 1.0
+    draws[:499, 3] = 1.0  # one short of a half
+    draws[:, 4] = 1.0
+    draws[250, 4] = draws[750, 4] = 2.0
+    assert metrics.stands_still(draws).tolist() == [True, True, True, False, False, False]
+    assert metrics.stands_still(draws[..., 0]).tolist() == [True, False, True, False, False, False]
+
+
+def test_one_chain_is_not_compared():
+    draws = autoregressive(4000, 1, 0.8)
+    for one in (draws, draws[..., None]):
+        with pytest.raises(ValueError, match="one chain cannot be compared.*give at least 2"):
+            metrics.rhat(one)
+    assert 0.8 < float(metrics.ess(draws)) / (4000 * (1 - 0.8) / (1 + 0.8)) < 1.25
+
+
+@pytest.mark.parametrize("diagnose", [metrics.rhat, metrics.ess])
+def test_infinite_draws_are_not_judged(diagnose):
+    draws = autoregressive(1000, 4, 0.3)
+    draws[7, 2] = math.inf
+    with pytest.raises(ValueError, match="not finite"):
+        diagnose(draws)
+
+
+@pytest.mark.filterwarnings("error", "ignore:the effective sample size")
+@pytest.mark.parametrize("n_values", [2, 3, 5])
+def test_draws_of_few_values_are_judged_or_refused(n_values):
+    n_judged = 0
+    for seed in range(100):
+        draws = torch.randint(n_values, (8, 3), generator=rng(seed)).double()
+        try:
+            values = torch.cat([metrics.rhat(draws), metrics.ess(draws)])
+        except ValueError:
+            continue
+        n_judged += 1
+        assert not values.isnan().any() and (values > 0).all()
+    assert 20 < n_judged
 
 
 # --- chi-square ---
@@ -403,3 +785,6 @@ def test_a_chi_square_needs_cells():
         metrics.chi_square(torch.zeros(1, 50, 3), law, SQUARE)
     with pytest.raises(ValueError, match="no log_prob"):
         metrics.chi_square(torch.zeros(1, 50, 2), law._replace(log_prob=None), SQUARE)
+    narrow = gaussian([0.015, 0.015], 1e-3)  # on a point of the rule
+    with pytest.raises(ValueError, match="the truth has mass .* give more cells"):
+        metrics.chi_square(narrow.sample((1, 5000), rng()), narrow, SQUARE)

@@ -45,12 +45,46 @@ def test_image_grid_goes_row_by_row(ax):
     np.testing.assert_allclose(centres, torch.linspace(-1, 1, 6), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
+def test_every_type_is_drawn(ax, kind):
+    x = torch.tensor([[0, 1], [1, -2]], dtype=kind)
+    plotting.scatter(ax, x, BOX, plotting.REAL, "points")
+    np.testing.assert_array_equal(ax.collections[0].get_offsets(), [[0, 1], [1, -2]])
+    mesh = plotting.heatmap(ax, lambda x: (x[:, 0] > 0).to(kind), BOX, "step", n=8)
+    np.testing.assert_array_equal(mesh.get_array().reshape(8, 8)[0, [0, -1]], [0, 1])
+    plotting.image_grid(ax, torch.ones(2, 1, 4, 4).to(kind), 2, "pictures")
+    assert ax.images[0].get_array()[2, 2] == 1
+
+
+def test_points_far_away_keep_their_digits(ax):
+    x = 1e8 + torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=torch.float64)
+    plotting.scatter(ax, x, (1e8, 1e8 + 3, 1e8, 1e8 + 3), plotting.REAL, "points")
+    np.testing.assert_array_equal(ax.collections[0].get_offsets(), x.numpy())
+
+
 @pytest.mark.parametrize(
     ("draw", "says"),
     [
         (
             lambda ax: plotting.scatter(ax, torch.zeros(3, 4, 2), BOX, "r", ""),
             r"x must be \(n, 2\)",
+        ),
+        (lambda ax: plotting.image_grid(ax, torch.zeros(0, 1, 4, 4), 3, ""), "a multiple of 3"),
+        (
+            lambda ax: plotting.image_grid(ax, torch.zeros(6, 1, 4, 4), 0, ""),
+            "n_columns must be a whole number of at least 1, got 0",
+        ),
+        (
+            lambda ax: plotting.image_grid(ax, torch.zeros(6, 1, 4, 4), 1.5, ""),
+            "n_columns must be a whole number of at least 1, got 1.5",
+        ),
+        (
+            lambda ax: plotting.heatmap(ax, lambda x: x[:, 0], BOX, "", n=1),
+            "n must be a whole number of at least 2, got 1",
+        ),
+        (
+            lambda ax: plotting.heatmap(ax, lambda x: x, BOX, "", n=8),
+            r"must map points \(n, 2\) to \(n,\); for \(64, 2\) it returned \(64, 2\)",
         ),
         (lambda ax: plotting.image_grid(ax, torch.zeros(5, 1, 4, 4), 3, ""), "a multiple of 3"),
         (lambda ax: plotting.image_grid(ax, torch.zeros(6, 3, 4, 4), 3, ""), r"\(n, 1, h, w\)"),

@@ -20,6 +20,7 @@ import datetime
 import functools
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -138,9 +139,9 @@ def plane_judge(game: dict[str, Any], law: Distribution, replicates: int, seed: 
         return found
 
     def mode(x: Tensor) -> Tensor:
-        return (
-            torch.cdist(x.flatten(0, -2).cpu(), law.means.cpu()).argmin(dim=1).reshape(x.shape[:-1])
-        )
+        points, exact = x.flatten(0, -2).cpu(), "donot_use_mm_for_euclid_dist"
+        distance = torch.cdist(points, law.means.cpu(), compute_mode=exact)
+        return distance.argmin(dim=1).reshape(x.shape[:-1])
 
     return Judge(
         score,
@@ -272,8 +273,10 @@ def watch(
     """How N_CHAINS chains of each replicate move within the budget: numbers (R,) by name.
 
     Chains start at the prior, and no state is left out. `rhat` is the larger and `ess` the smaller
-    one of the coordinates of x, `ess` and `hops` (changes of mode) are for 1,000 passes of a chain,
-    and `unique` is the share of states that differ from the one before.
+    one of the coordinates of x, over the chains that move; the share of those that stand still is
+    `still`, and where fewer than two move R-hat is infinite and the ESS 0. `ess` and `hops`
+    (changes of mode) are for 1,000 passes of a chain, and `unique` is the share of states that
+    differ from the one before.
     """
     rng = seeded(seed)
     kernel, passes = kernel_of(sampler, gan, setting)
@@ -284,13 +287,20 @@ def watch(
     with torch.no_grad():
         x = torch.stack([gan.generator(part) for part in z]).float()
     total = n_steps * passes * N_CHAINS / 1000
+    still = torch.stack([metrics.stands_still(x[:, r]) for r in range(replicates)]).cpu()
+    share = still.double().mean(dim=1)
+    found = {
+        "still": share,
+        "rhat": torch.full_like(share, math.inf),
+        "ess": torch.zeros_like(share),
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the numbers are there to show chains that are stuck
-        found = {
-            "rhat": torch.stack([metrics.rhat(x[:, r].cpu()).max() for r in range(replicates)]),
-            "ess": torch.stack([metrics.ess(x[:, r].cpu()).min() for r in range(replicates)])
-            / total,
-        }
+        for r in range(replicates):
+            if (~still[r]).sum() > 1:
+                moving = x[:, r].cpu()[:, ~still[r]]
+                found["rhat"][r] = metrics.rhat(moving).max()
+                found["ess"][r] = metrics.ess(moving).min() / total
     if judge.mode is not None:
         mode = judge.mode(x)
         found["hops"] = (mode[1:] != mode[:-1]).double().sum(dim=(0, 2)).cpu() / total
