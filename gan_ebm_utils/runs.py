@@ -49,26 +49,25 @@ def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.N
 
 def _can_be_written(folder: Path) -> bool:
     """Whether `folder` takes files or can be made, judged by what there is of its path."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def begin(recipe: str, settings: dict[str, Any], args: argparse.Namespace, **read_from: str) -> Run:
     """The run of `recipe` with these settings and arguments, which reads what `read_from` names."""
     given = {"recipe": recipe, "settings": settings, "seed": args.seed, **read_from}
-    text = json.dumps(given, sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:12]
-    # Tuples have become lists, as they will be on the card.
-    return Run(json.loads(text), getattr(args, "state", Path()) / f"{recipe}-{key}")
+    given = json.loads(json.dumps(given))  # tuples become lists, as on a card that is read
+    key = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+    return Run(given, getattr(args, "state", Path()) / f"{recipe}-{key}")
 
 
 def store(state: Any, file: Path) -> None:
     """Write `state` and its digest to `file`, which is replaced only when the new one is whole."""
     raw = io.BytesIO()
     torch.save(state, raw)
-    digest = hashlib.sha256(raw.getvalue()).digest()
+    sha256 = hashlib.sha256(raw.getvalue()).digest()
     with checkpoints.writing(file.parent) as part:
-        (part / file.name).write_bytes(digest + raw.getvalue())
+        (part / file.name).write_bytes(sha256 + raw.getvalue())
         os.replace(part / file.name, file)
 
 
