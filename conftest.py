@@ -1,6 +1,8 @@
-"""Settings that must stand before a notebook's kernel starts, and the order of the tests."""
+"""Settings that must stand before a notebook's kernel starts, the order of the tests, a fixture."""
 
+import json
 import os
+import sys
 
 import pytest
 
@@ -26,3 +28,14 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """Run what takes minutes last, so that a cheap failure shows early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture
+def other_python(tmp_path, monkeypatch):
+    """A user's kernelspec named python3, in whose kernels the environment variable OTHER is set."""
+    folder = tmp_path / "jupyter" / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Other", "language": "python", "env": {"OTHER": "other"}}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))

@@ -76,19 +76,6 @@ def test_a_notebook_that_fails_is_not_stored_and_the_others_are(tree):
     assert sorted(path.name for path in (tree / "notebooks").iterdir()) == [bad.name, good.name]
 
 
-@pytest.fixture
-def other_python(tmp_path, monkeypatch):
-    """A user's kernelspec named python3 whose Python is another one; returns what that prints."""
-    folder = tmp_path / "jupyter" / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    code = "import os, sys; os.environ['OTHER'] = 'other'; sys.argv.pop(0); import runpy; "
-    code += "runpy.run_module('ipykernel_launcher', run_name='__main__', alter_sys=True)"
-    argv = [sys.executable, "-c", code, "-", "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": "Other", "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-
-
 SAYS_WHICH = "import os, sys\nprint(sys.executable, os.environ.get('OTHER', 'own'))"
 
 

@@ -124,3 +124,14 @@ def test_a_study_measures_what_the_table_lacks(tmp_path, monkeypatch):
     assert margins.read(tmp_path / "01_a.csv") == table
     summary = margins.read(tmp_path / "01_a_summary.csv")
     assert [row["text"] for row in summary] == ["of x", "of y"]
+
+
+def test_a_run_is_made_by_the_python_that_was_asked_for(tmp_path, other_python):
+    lines = ["import os", "from gan_ebm_utils.claims import claim"]
+    lines.append("claim('own', float('OTHER' in os.environ), at_most=0.5)")
+    cell = {**code("\n".join(lines), "own"), "metadata": {}, "execution_count": 1}
+    notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+    path = tmp_path / "01_a.ipynb"
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+    (row,) = margins.run_once(path, 1000, {"own"})
+    assert row["value"] == 0

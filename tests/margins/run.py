@@ -36,12 +36,14 @@ CONDITIONS = [("default", "1"), *AVX2, *AVX2, ("default", "2"), *AVX2, *AVX2, *A
 RUN_COLUMNS = ("offset", "capability", "threads", "text", "at_most", "at_least", "value")
 SUMMARY_COLUMNS = ("text", "at_most", "at_least", "runs", "mean", "sd", "worst", "margin")
 
-EXECUTE = """
+EXECUTE = f"""
 import json, nbformat, sys
 from nbclient import NotebookClient
+sys.path.append({str(ROOT / "book" / "_tools")!r})
+from execute_notebooks import OwnKernel
 notebook = nbformat.read(sys.argv[1], as_version=4)
 notebook.cells = [notebook.cells[number] for number in json.loads(sys.argv[2])]
-NotebookClient(notebook, kernel_name="python3", timeout=None).execute()
+NotebookClient(notebook, kernel_manager_class=OwnKernel, timeout=None).execute()
 """
 # Calls that change none of their arguments, and objects whose methods change nothing but a figure.
 HARMLESS = {"print", "claim", "display", "setattr"}
