@@ -1,11 +1,13 @@
-# `make` alone lists the commands. PYTHON makes the environment, VENV says where it is.
+# `make` alone lists the commands. PYTHON makes the environment, VENV says where it is, DEVICE what
+# `make gpu` computes on.
 PYTHON ?= python3
 VENV ?= .venv
+DEVICE ?= cuda
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks lab bench margins bind clean
+.PHONY: help book test gpu notebooks lab bench margins bind clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,10 +23,16 @@ book: $(STAMP)  ## build the book and print the page to open
 	$(BIN)/jupyter-book build -W -n --keep-going .
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
-test: $(STAMP)  ## lint, unit tests, notebooks, strict build, wheel and browser
+# The slow tests share no core with others: a browser waits for what it shows, and the notebooks run
+# two at a time, in the environment of the test of the wheel.
+test: $(STAMP)  ## lint, unit tests, strict build and browser, notebooks on the wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --nbval --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" --durations=10
+	$(BIN)/python -m pytest -m slow --durations=10
+
+gpu: $(STAMP)  ## unit tests and notebooks on a GPU, what fails at the end: make gpu DEVICE=cuda:1
+	GAN_EBM_DEVICE=$(DEVICE) $(BIN)/python -m pytest --nbval -n 2 --dist loadscope -m "not slow"
 
 notebooks: $(STAMP)  ## run every notebook anew and note its run time
 	$(BIN)/python book/_tools/execute_notebooks.py

@@ -6,12 +6,16 @@ card stores the SHA-256 of the other file, so that a pair that does not belong t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -52,39 +56,79 @@ def save(
     Each network comes with the name of the function in `gan_ebm_utils.networks` that builds it and
     that function's arguments, without the generator. `card` must hold recipe, settings, seed,
     metrics and date. Neither file is ever seen half-written, and a save that is cut off between the
-    two leaves a pair that `load` refuses.
+    two leaves a pair that `load` refuses. Networks and tensors that share memory are written apart.
 
-    Raises ValueError for a card with missing entries or with numbers that are not finite.
+    Raises ValueError for a name that is no file's, a card with missing entries or with numbers that
+    are not finite, and a network that `load` would not give back: its function builds another one,
+    or its weights are not finite or wider than float32. Raises OSError if `folder` cannot be
+    written.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"a checkpoint's name has letters, digits, '_', '-' and '.', got {name!r}")
     if missing := REQUIRED - card.keys():
         raise ValueError(f"the card of {name!r} lacks {', '.join(sorted(missing))}")
+    if strays := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{', '.join(strays)} of {name!r} must be tensors")
     weights = {f"tensors/{key}": value for key, value in tensors.items()}
     for key, (module, _, _) in networks.items():
         weights |= {f"networks/{key}/{k}": v for k, v in module.state_dict().items()}
-    raw = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
+    weights = {
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in weights.items()
+    }
+    raw = safetensors.torch.save(weights)
     builders = {key: {"function": f, "kwargs": kwargs} for key, (_, f, kwargs) in networks.items()}
     card = {**card, "networks": builders, "sha256": hashlib.sha256(raw).hexdigest()}
     text = json.dumps(card, indent=2, allow_nan=False) + "\n"
 
     folder = folder or DATA
-    folder.mkdir(parents=True, exist_ok=True)
-    with partial_folder(folder) as part:
+    with writing(folder) as part:
         (part / f"{name}.safetensors").write_bytes(raw)
         (part / f"{name}.json").write_text(text, encoding="utf-8")
+        _check_comes_back(name, networks, part)
         for file in (f"{name}.safetensors", f"{name}.json"):
             os.replace(part / file, folder / file)
 
 
-def store(state: dict[str, Any], file: Path) -> None:
-    """Write `state` to `file`, which is replaced only when the new one is whole."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with partial_folder(file.parent) as part:
-        torch.save(state, part / file.name)
-        os.replace(part / file.name, file)
+def _check_comes_back(
+    name: str, networks: dict[str, tuple[nn.Module, str, dict[str, Any]]], folder: Path
+) -> None:
+    """Raise ValueError unless the checkpoint in `folder` holds the networks it was made of."""
+    try:
+        back = load(name, folder=folder).networks
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} could not be loaded again: {error.__cause__}") from error
+    for key, (module, function, kwargs) in networks.items():
+        if repr(module) != repr(back[key]):
+            raise ValueError(
+                f"network {key!r} of {name!r} is not what {function} builds from {kwargs}:\n"
+                f"{module}\nagainst\n{back[key]}"
+            )
+        found = back[key].state_dict()
+        for k, v in module.state_dict().items():
+            as_wide = torch.promote_types(v.dtype, found[k].dtype) == found[k].dtype
+            if not (as_wide and torch.equal(found[k].to(v.dtype), v.cpu())):
+                raise ValueError(
+                    f"network {key!r} of {name!r}: {k}, {v.dtype}, would not come back as it is; "
+                    "weights must be finite and float32 (network.float()) or shorter"
+                )
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """`partial_folder` in a folder that is made if need be; OSError with advice if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial_folder(folder) as part:
+            yield part
+    except OSError as error:
+        raise OSError(
+            f"nothing was written to {folder}, give a folder with room that takes files: {error}"
+        ) from error
 
 
 def load(name: str, device: torch.device | str = "cpu", folder: Path | None = None) -> Checkpoint:
-    """The checkpoint `name`, its networks rebuilt on `device`.
+    """The checkpoint `name`, its networks rebuilt on `device`, in float32.
 
     Raises ValueError for an unknown name, RuntimeError for files that are damaged, do not belong
     together, or were made for another version of the package.
@@ -105,7 +149,15 @@ def load(name: str, device: torch.device | str = "cpu", folder: Path | None = No
         stored = safetensors.torch.load(raw)
         built = {key: _build(key, **how, stored=stored) for key, how in card["networks"].items()}
     # RuntimeError comes from load_state_dict, AttributeError and TypeError from the builder.
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+        TypeError,
+        safetensors.SafetensorError,
+    ) as error:
         raise RuntimeError(
             f"checkpoint {path} cannot be used: {error}. Reinstall the package, or run the recipe "
             "that makes it again."
@@ -119,9 +171,11 @@ def load(name: str, device: torch.device | str = "cpu", folder: Path | None = No
 
 
 def _build(key: str, function: str, kwargs: dict[str, Any], stored: dict[str, Tensor]) -> nn.Module:
-    # The builder's initial weights are overwritten at once, so any generator will do.
-    network = getattr(_networks, function)(**kwargs, generator=torch.Generator().manual_seed(0))
+    # The builder's initial weights are overwritten at once, so any generator will do. The default
+    # device and type may be the user's own.
+    with torch.device("cpu"):
+        network = getattr(_networks, function)(**kwargs, generator=torch.Generator().manual_seed(0))
     prefix = f"networks/{key}/"
     state = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-    network.load_state_dict(state, strict=True)
+    network.float().load_state_dict(state, strict=True)
     return network.eval().requires_grad_(False)

@@ -13,7 +13,7 @@ import torch
 
 from gan_ebm_utils import checkpoints
 from gan_ebm_utils.base import seeded
-from gan_ebm_utils.networks import MnistClassifier
+from gan_ebm_utils.networks import MnistClassifier, mlp
 
 CARD = {"recipe": "test", "settings": {}, "seed": 0, "metrics": {"loss": 0.5}, "date": "2025-01-31"}
 KWARGS = {"n_features": 8, "width": 4}
@@ -75,6 +75,121 @@ def test_nan_on_the_card(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         checkpoints.save("small", {}, {}, {**CARD, "metrics": {"loss": float("nan")}}, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+# --- what is saved is what is loaded, or it is refused ---
+
+MLP = {"in_features": 2, "hidden": [8]}
+
+
+def small_mlp():
+    return mlp(**MLP, generator=seeded(6, "cpu"))
+
+
+def same(a, b):
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def test_what_shares_memory_comes_back(tmp_path):
+    network, rows = small_mlp(), torch.arange(6.0).reshape(2, 3)
+    given = {"rows": rows, "again": rows, "columns": rows.T, "part": rows[0]}
+    given["weight"] = network[0].weight
+    given["wide"] = torch.zeros(1).expand(5)
+    twice = {name: (network, "mlp", MLP) for name in ("a", "b")}
+    checkpoints.save("shared", twice, given, CARD, tmp_path)
+    loaded = checkpoints.load("shared", folder=tmp_path)
+    assert all(same(loaded.tensors[key], value) for key, value in given.items())
+    x = torch.randn(1, 5, 2, generator=seeded(7, "cpu"))
+    for name in twice:
+        assert same(loaded.networks[name](x), network(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])
+def test_a_tensor_keeps_its_type(tmp_path, dtype):
+    given = torch.tensor([0.1, 1.0, 0.0]).to(dtype)
+    checkpoints.save("typed", {}, {"x/y": given, "nan": torch.tensor(torch.nan)}, CARD, tmp_path)
+    found = checkpoints.load("typed", folder=tmp_path).tensors
+    assert same(found["x/y"], given)
+    assert found["nan"].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_short_type_comes_back_in_float32_with_the_same_values(tmp_path, dtype):
+    network = small_mlp().to(dtype)
+    checkpoints.save("short", {"net": (network, "mlp", MLP)}, {}, CARD, tmp_path)
+    found = checkpoints.load("short", folder=tmp_path).networks["net"].state_dict()
+    assert all(same(found[key], value.float()) for key, value in network.state_dict().items())
+
+
+def with_weight(value):
+    network = small_mlp()
+    with torch.no_grad():
+        network[0].weight[0, 0, 0] = value
+    return network
+
+
+REFUSED = {
+    "float64": (lambda: small_mlp().double(), MLP, "0.weight, torch.float64, would not come back"),
+    "nan": (lambda: with_weight(torch.nan), MLP, "weights must be finite"),
+    "other sizes": (small_mlp, {**MLP, "hidden": [9]}, "could not be loaded again: .*mismatch"),
+    "other activation": (small_mlp, {**MLP, "activation": "ReLU"}, "is not what mlp builds"),
+    "no such argument": (small_mlp, {**MLP, "depth": 2}, "loaded again: .*'depth'"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_network_that_would_not_come_back_is_refused(saved, kind):
+    folder, network, _ = saved
+    make, kwargs, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        checkpoints.save("small", {"net": (make(), "mlp", kwargs)}, {}, CARD, folder)
+    x = torch.zeros(1, 1, 28, 28)
+    assert torch.equal(checkpoints.load("small", folder=folder).networks["net"](x), network(x))
+    assert sorted(os.listdir(folder)) == ["small.json", "small.safetensors"]
+
+
+def test_a_name_that_runs_into_another_is_refused(tmp_path):
+    networks = {name: (small_mlp(), "mlp", MLP) for name in ("a", "a/b")}
+    with pytest.raises(ValueError, match="could not be loaded again"):
+        checkpoints.save("small", networks, {}, CARD, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/b", "../b", "a\\b", "", "..", ".hidden", "a b"])
+def test_a_name_that_is_no_files_name_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="name has letters"):
+        checkpoints.save(name, {}, {}, CARD, tmp_path / "in")
+    assert os.listdir(tmp_path) == []
+    checkpoints.save("a.b-c_1", {}, {}, CARD, tmp_path)
+    assert checkpoints.available(tmp_path) == ["a.b-c_1"]
+
+
+def test_numbers_in_the_place_of_tensors_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="loss of 'small' must be tensors"):
+        checkpoints.save("small", {}, {"loss": 0.5}, CARD, tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"nothing was written to .*file, give a folder"):
+        checkpoints.save("small", {}, {}, CARD, tmp_path / "file")
+    with pytest.raises(OSError, match="give a folder"):
+        checkpoints.save("small", {}, {}, CARD, tmp_path / "file" / "below")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_users_defaults_change_nothing(saved, dtype):
+    folder, network, _ = saved
+    try:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device("meta")
+        loaded = checkpoints.load("small", folder=folder)
+        checkpoints.save("again", {"net": (network, "MnistClassifier", KWARGS)}, {}, CARD, folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for key, value in loaded.networks["net"].state_dict().items():
+        assert value.device.type == "cpu" and same(value, network.state_dict()[key])
+    assert all(value.device.type == "cpu" for value in loaded.tensors.values())
 
 
 def edit_card(folder, **changes):

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 CELLS = [
@@ -72,6 +74,21 @@ def test_a_notebook_that_fails_is_not_stored_and_the_others_are(tree):
     assert json.loads(good.read_text())["cells"][0]["execution_count"] == 1
     assert "01_bad" not in (tree / "book/run_times.csv").read_text()
     assert sorted(path.name for path in (tree / "notebooks").iterdir()) == [bad.name, good.name]
+
+
+SAYS_WHICH = "import os, sys\nprint(sys.executable, os.environ.get('OTHER', 'own'))"
+
+
+def test_the_kernel_is_the_python_that_was_asked_for(tree, other_python):
+    path = write(tree, "01_which.ipynb", [SAYS_WHICH])
+    run = execute(tree)
+    assert run.returncode == 0, run.stderr
+    (cell,) = json.loads(path.read_text())["cells"]
+    assert "".join(cell["outputs"][0]["text"]) == f"{sys.executable} own\n"
+    # The control: by its name alone the kernel would be the other one.
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, kernel_name="python3").execute()
+    assert notebook.cells[0].outputs[0].text == f"{sys.executable} other\n"
 
 
 def test_an_unknown_notebook_is_named(tree):

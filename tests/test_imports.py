@@ -20,10 +20,11 @@ FLOORS = {
     "networks": 1,
     "plotting": 1,
     "refine": 2,
+    "runs": 3,
     "samplers": 1,
     "training": 2,
 }
-RECIPE_FLOOR = 3
+RECIPE_FLOOR = 4
 
 
 def module_name(path):

@@ -1,5 +1,6 @@
 """The recipes: the checkpoint that the package carries, and the run that makes it."""
 
+import argparse
 import json
 import math
 import os
@@ -7,14 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gan_ebm_utils import checkpoints, datasets, networks
+from gan_ebm_utils import checkpoints, datasets, networks, runs
 from gan_ebm_utils.base import Chain, Gan, Info, randn, seeded
 from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.metrics import ess, frechet_distance, kl_to_truth, mode_report, moments, rhat
@@ -209,8 +209,7 @@ def test_resuming_needs_the_stored_generator(small_mnist, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             mnist_features.train(data, 2, 0, cpu, file, stop)
         if spoil:
-            state = torch.load(file, weights_only=True)
-            torch.save({**state, "generator": seeded(0, "cpu").get_state()}, file)
+            runs.store({**runs.read(file), "generator": seeded(0, "cpu").get_state()}, file)
         classifier, _ = mnist_features.train(data, 2, 0, cpu, file, lambda *_: None)
         return classifier.head.weight
 
@@ -312,6 +311,27 @@ def test_gans_of_the_plane_are_stored_once(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     plane_gans.main(arguments)
     assert capsys.readouterr().out.count("kept") == len(games)
+    damaged = tmp_path / "swiss_roll_gan.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1])
+    with pytest.raises(RuntimeError, match="or run the recipe"):
+        checkpoints.load("swiss_roll_gan", folder=tmp_path)
+    plane_gans.main(arguments)
+    assert capsys.readouterr().out.count("kept") == len(games) - 1
+    assert damaged.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", plane_gans.GAMES)
+def test_the_stored_gans_of_the_plane_are_those_of_the_recipe(name, monkeypatch):
+    def is_stored():
+        args = argparse.Namespace(seed=0)
+        return runs.begin("plane_gans", plane_gans.settings_of(name, 6000, 10), args).is_stored(
+            name, None
+        )
+
+    assert is_stored()
+    monkeypatch.setitem(plane_gans.REFITTED, "fourier", [64, 7.0])
+    assert not is_stored()
 
 
 @pytest.mark.parametrize("name", plane_gans.GAMES)
@@ -391,9 +411,9 @@ def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, ca
     with pytest.raises(ZeroDivisionError):
         mnist_gan.main([*arguments, *folders])
     assert not (tmp_path / "out").exists()
-    assert len(list((tmp_path / "state").glob("mnist_gan-*.pt"))) == 4
-    (file,) = (tmp_path / "state").glob("mnist_gan-*-classifier.pt")
-    features = torch.load(file, weights_only=True)
+    assert len(list((tmp_path / "state").glob("mnist_gan-*/*.pt"))) == 4
+    (file,) = (tmp_path / "state").glob("mnist_gan-*/classifier.pt")
+    features = runs.read(file)["made"]
     monkeypatch.setattr(mnist_gan, "train_dcgan", real)
     monkeypatch.setattr(mnist_gan, "train", lambda *a: 1 / 0)  # what is done is not done again
     mnist_gan.main([*arguments, *folders])
@@ -405,7 +425,7 @@ def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, ca
     assert stored.card["metrics"]["fid_dcgan"] > 0
     for key, value in stored.networks["discriminator_refitted"].features.state_dict().items():
         torch.testing.assert_close(value, features[key], atol=1e-3, rtol=1e-3)  # half the digits
-    assert not list((tmp_path / "state").glob("mnist_gan-*.pt"))
+    assert os.listdir(tmp_path / "state") == []
 
 
 # --- plane_ebms ---
@@ -413,19 +433,17 @@ def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, ca
 
 @pytest.fixture
 def resting(tmp_path, monkeypatch):
-    """Two laws and a coarse grid; unfinished work rests in a folder of this test."""
+    """A short run on two laws and a coarse grid, its arguments and the networks it trains."""
     monkeypatch.setattr(plane_ebms, "LAWS", ("ring", "moons"))
     monkeypatch.setattr(plane_ebms, "N_CELLS", 200)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
-    return tmp_path / "temporary"
-
-
-SHORT = ["--steps", "2", "--replicates", "2", "--out"]
+    trained, train = [], plane_ebms.train
+    monkeypatch.setattr(plane_ebms, "train", lambda *a: trained.append(a) or train(*a))
+    folders = ["--out", str(tmp_path), "--state", str(tmp_path / "state")]
+    return ["--steps", "2", "--replicates", "2", *folders], trained
 
 
 def test_energies_of_the_plane_are_written_with_a_card(resting, tmp_path):
-    plane_ebms.main([*SHORT, str(tmp_path)])
+    plane_ebms.main(resting[0])
     stored = checkpoints.load("plane_ebms", folder=tmp_path)
     names = {f"{law}_{rule}" for law in plane_ebms.LAWS for rule in plane_ebms.RULES}
     assert set(stored.networks) == set(stored.card["metrics"]) == names
@@ -438,19 +456,34 @@ def test_energies_of_the_plane_are_written_with_a_card(resting, tmp_path):
 
 
 def test_a_second_start_trains_only_what_is_missing(resting, tmp_path, monkeypatch):
-    plane_ebms.main([*SHORT, str(tmp_path)])
-    finished = sorted(resting.rglob("*.pt"))
-    assert len(finished) == 8
+    arguments, trained = resting
+
+    def cut_off():
+        """Run to the last step, at which the checkpoint would be written."""
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "save", lambda *a: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                plane_ebms.main(arguments)
+
+    cut_off()
+    finished = sorted((tmp_path / "state").rglob("*.pt"))
+    assert len(finished) == len(trained) == 8
     finished[3].unlink()
-    trained = []
-    train = plane_ebms.train
-    monkeypatch.setattr(
-        plane_ebms, "train", lambda *arguments: trained.append(arguments) or train(*arguments)
-    )
-    plane_ebms.main([*SHORT, str(tmp_path)])
-    assert len(trained) == 1
-    plane_ebms.main([*SHORT, str(tmp_path), "--seed", "1"])  # other settings start anew
-    assert len(trained) == 9
+    finished[5].write_bytes(finished[5].read_bytes()[:-1])  # damaged
+    cut_off()
+    assert len(trained) == 10
+    cut_off()
+    assert len(trained) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(plane_ebms, "BOX", (-6.0, 6.0, -6.0, 6.0))
+        cut_off()
+        assert len(trained) == 18, "scores in another box"
+    plane_ebms.main(arguments)
+    assert len(trained) == 18
+    (other,) = (tmp_path / "state").iterdir()
+    assert len(list(other.glob("*.pt"))) == 8, "the parts with the other box"
+    plane_ebms.main([*arguments, "--seed", "1"])
+    assert len(trained) == 26
 
 
 def test_the_energies_of_the_package_score_as_their_card_says():
@@ -594,7 +627,21 @@ def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     assert stored.tensors["refitted/ddls/50/passes"].tolist() == [pytest.approx(48, abs=2)] * 10
     assert "refitted/dot/50/passes" not in stored.tensors
     assert stored.card["chosen"].keys() == {f"refitted/langevin/{b}-choice" for b in (10, 40)}
-    assert not list((tmp_path / "state").glob("*.pt"))
+    assert os.listdir(tmp_path / "state") == []
+
+
+@pytest.mark.parametrize("sampler", ["ddsl", "drs", "dot"])
+def test_a_sampler_without_known_chains_is_refused(sampler):
+    networks = checkpoints.load("swiss_roll_gan").networks
+    gan = Gan(networks["generator"], networks["discriminator_refitted"], 4)
+    assert one_budget.kernel_of("dgflow", gan, 1e-3)[1] == 2
+    with pytest.raises(ValueError, match=f"mh_gan.*, whose chains are known, got '{sampler}'"):
+        one_budget.kernel_of(sampler, gan, 1e-3)
+
+
+def test_an_unknown_sampler_is_refused():
+    with pytest.raises(ValueError, match="one of drs, .*, got 'ddsl'"):
+        one_budget.arguments("ddsl", 10, 100, 1e-3)
 
 
 def test_a_number_of_samples_that_cannot_be_split(capsys):

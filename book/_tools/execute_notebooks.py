@@ -14,6 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
+from ipykernel.kernelspec import RESOURCES, get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -21,6 +24,14 @@ ROOT = Path(__file__).parents[2]
 COLUMNS = ("Chapter", "Seconds", "When", "Machine")
 # What else a cell's metadata holds, times and scroll positions, differs from run to run.
 CELL_METADATA = ("jupyter", "mystnb", "tags")
+
+
+class OwnKernel(AsyncKernelManager):
+    """A kernel of the Python that runs this, whatever a user's kernelspec named python3 starts."""
+
+    @property
+    def kernel_spec(self):
+        return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
 
 
 def normalise(notebook):
@@ -44,7 +55,7 @@ def execute(path):
     normalise(notebook)
     client = NotebookClient(
         notebook,
-        kernel_name="python3",
+        kernel_manager_class=OwnKernel,
         timeout=None,
         record_timing=False,
         coalesce_streams=True,  # one output for one cell's text, however it was flushed

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, plotting
-from gan_ebm_utils.base import default_device, partial_folder, randn, seeded
+from gan_ebm_utils.base import default_device, randn, seeded
 from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.training import fit_discriminator
@@ -135,8 +135,7 @@ def main(argv: list[str] | None = None) -> None:
         "generator": {name: float(values) for name, values in report._asdict().items()},
         "energy_minus_truth": {"mean": float(error.mean()), "std": float(error.std())},
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with partial_folder(args.out.parent) as part:
+    with checkpoints.writing(args.out.parent) as part:
         figure.savefig(part / args.out.name, dpi=150, metadata={"Description": json.dumps(facts)})
         os.replace(part / args.out.name, args.out)
     print(json.dumps(facts, indent=2))

@@ -10,17 +10,15 @@ one leading axis, and a card. It takes some minutes on two CPU cores.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gan_ebm_utils import checkpoints, losses, metrics
-from gan_ebm_utils.base import Gan, default_device, randn, seeded
+from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.training import train_gan
@@ -32,6 +30,7 @@ TRAINING = {"batch_size": 256, "learning_rate": 1e-3, "betas": [0.5, 0.99]}
 GAMMA = 0.1
 N_SAMPLES = 10_000  # per replicate, for the scores on the card
 N_EMD = 1000
+N_STD = 4  # a sample within so many standard deviations of a mode is one of its
 
 
 def train(gamma: float, steps: int, replicates: int, seed: int) -> Gan:
@@ -67,7 +66,7 @@ def score(gan: Gan, replicates: int, seed: int) -> dict[str, Any]:
     generator, law = seeded(seed), gaussian_grid(std=STD)
     with torch.no_grad():
         x = gan.generator(randn(replicates, N_SAMPLES, gan.latent_dim, generator=generator))
-    scores = metrics.mode_report(x, law.means, STD, n_std=4)._asdict()
+    scores = metrics.mode_report(x, law.means, STD, n_std=N_STD)._asdict()
     scores["emd"] = metrics.emd(x[:, :N_EMD], law.sample((replicates, N_EMD), generator))
     scores["emd_floor"] = metrics.emd_floor(law.sample, N_EMD, generator, replicates)
     return {
@@ -76,14 +75,28 @@ def score(gan: Gan, replicates: int, seed: int) -> dict[str, Any]:
     }
 
 
+def settings_of(steps: int, replicates: int) -> dict[str, Any]:
+    """Everything that the networks and their scores depend on, but for the seed."""
+    return {
+        **TRAINING,
+        "gamma": GAMMA,
+        "generator": GENERATOR,
+        "discriminator": DISCRIMINATOR,
+        "std": STD,
+        "steps": steps,
+        "replicates": replicates,
+        "n_samples": N_SAMPLES,
+        "n_emd": N_EMD,
+        "n_std": N_STD,
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--replicates", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
-    args = parser.parse_args(argv)
+    args = runs.parse(parser, argv)
     if args.steps < 1 or args.replicates < 2:
         parser.error("--steps must be at least 1 and --replicates at least 2")
 
@@ -100,27 +113,10 @@ def main(argv: list[str] | None = None) -> None:
         ):
             kwargs = {**kwargs, "replicates": args.replicates}
             networks[part + suffix] = (network.half(), "mlp", kwargs)
-    card = {
-        "recipe": "gaussians25_r1",
-        "settings": {
-            **TRAINING,
-            "generator": GENERATOR,
-            "discriminator": DISCRIMINATOR,
-            "std": STD,
-            "steps": args.steps,
-            "replicates": args.replicates,
-            "n_samples": N_SAMPLES,
-            "n_emd": N_EMD,
-        },
-        "seed": args.seed,
-        "metrics": {**scores, "seconds": round(time.perf_counter() - start, 1)},
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "device": default_device().type,
-        "threads": torch.get_num_threads(),
-    }
-    checkpoints.save("gaussians25_r1", networks, {}, card, args.out)
-    print(json.dumps(card["metrics"], indent=2))
+    metrics = {**scores, "seconds": round(time.perf_counter() - start, 1)}
+    run = runs.begin("gaussians25_r1", settings_of(args.steps, args.replicates), args)
+    checkpoints.save("gaussians25_r1", networks, {}, run.card(metrics), args.out)
+    print(json.dumps(metrics, indent=2))
 
 
 if __name__ == "__main__":

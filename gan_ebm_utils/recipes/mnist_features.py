@@ -9,8 +9,6 @@ the training and the test set, and a card. A run that is cut off goes on after i
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
 import json
 import math
 import time
@@ -18,17 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pooch
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gan_ebm_utils import checkpoints
+from gan_ebm_utils import checkpoints, runs
 from gan_ebm_utils.base import default_device, seeded
-from gan_ebm_utils.checkpoints import store
-from gan_ebm_utils.datasets import Images, digest, mnist, to_bytes
+from gan_ebm_utils.datasets import Images, mnist, to_bytes
 from gan_ebm_utils.metrics import frechet_distance, moments
 from gan_ebm_utils.networks import MnistClassifier
 
@@ -90,8 +86,7 @@ def train(
     n_steps = epochs * (len(images) // batch_size)
     parts = {"classifier": classifier, "average": average, "optimizer": optimizer}
     first, step, seconds = 0, 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
+    if (state := runs.read(state_file, device)) is not None:
         first, step, seconds = state["epochs"], state["step"], state["seconds"]
         generator.set_state(state["generator"].cpu())  # map_location has moved it
         for key, part in parts.items():
@@ -116,7 +111,7 @@ def train(
         seconds += time.perf_counter() - start
         state = {key: part.state_dict() for key, part in parts.items()}
         state |= {"epochs": epoch + 1, "step": step, "seconds": seconds}
-        store({**state, "generator": generator.get_state()}, state_file)
+        runs.store({**state, "generator": generator.get_state()}, state_file)
         report(epoch + 1, average.module)
     return average.module, seconds
 
@@ -159,7 +154,7 @@ def write(
     test_set: Images,
     device: torch.device,
     seconds: float,
-    card: dict[str, Any],
+    run: runs.Run,
     out: Path | None,
 ) -> dict[str, Any]:
     """Score the classifier, write the checkpoint into `out` and return the metrics on its card."""
@@ -192,55 +187,36 @@ def write(
         tensors[f"{split}_covariance"] = covariance.float()
         tensors[f"{split}_frequencies"] = frequencies[split]
     network = (classifier, "MnistClassifier", ARCHITECTURE)
-    checkpoints.save(
-        "mnist_features", {"classifier": network}, tensors, {**card, "metrics": metrics}, out
-    )
+    checkpoints.save("mnist_features", {"classifier": network}, tensors, run.card(metrics), out)
     return metrics
+
+
+def settings_of(epochs: int) -> dict[str, Any]:
+    """Everything that the classifier depends on, but for the seed and the data."""
+    return {**TRAINING, **ARCHITECTURE, "epochs": epochs}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
-    parser.add_argument(
-        "--state",
-        type=Path,
-        default=Path(pooch.os_cache("gan_ebm_utils")),
-        help="folder for the state of a run that was cut off (default: the user's cache)",
-    )
-    args = parser.parse_args(argv)
+    parser.add_argument("--state", **runs.STATE)
+    args = runs.parse(parser, argv)
     if args.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {args.epochs}")
 
     device = default_device()
     train_set, test_set = mnist("train"), mnist("test")
-    run = {
-        "recipe": "mnist_features",
-        "settings": {**TRAINING, **ARCHITECTURE, "epochs": args.epochs},
-        "seed": args.seed,
-        "data": "MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0)",
-        "data_sha256": digest(train_set, test_set),
-    }
-    # A run with other settings or other data has another state file.
-    key = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
-    state_file = args.state / f"mnist_features-{key}.pt"
+    run = runs.begin("mnist_features", settings_of(args.epochs), args, **runs.mnist_source())
+    state_file = run.folder / "state.pt"
 
     def report(epoch: int, classifier: nn.Module) -> None:
         right = evaluate(classifier, test_set.images, device).logits.argmax(1) == test_set.labels
         print(f"epoch {epoch}: test accuracy {right.double().mean():.4f}", flush=True)
 
     classifier, seconds = train(train_set, args.epochs, args.seed, device, state_file, report)
-    card = {
-        **run,
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-    }
-    metrics = write(classifier, train_set, test_set, device, seconds, card, args.out)
-    state_file.unlink()
+    metrics = write(classifier, train_set, test_set, device, seconds, run, args.out)
+    run.remove_parts()
     print(json.dumps(metrics, indent=2))
 
 

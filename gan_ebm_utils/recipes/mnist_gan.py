@@ -14,23 +14,17 @@ was finished.
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
 import json
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pooch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_ebm_utils import checkpoints, losses, metrics
+from gan_ebm_utils import checkpoints, losses, metrics, runs
 from gan_ebm_utils.base import Gan, default_device, randn, seeded
-from gan_ebm_utils.checkpoints import store
-from gan_ebm_utils.datasets import digest, minibatches, mnist
+from gan_ebm_utils.datasets import minibatches, mnist
 from gan_ebm_utils.networks import (
     ConvDiscriminator,
     ConvGenerator,
@@ -50,6 +44,7 @@ CLASSIFIER = {"batch_size": 128, "learning_rate": 2e-3, "weight_decay": 0.02, "s
 REFITTED = {"hidden": [128, 128]}
 REFIT = {"batch_size": 128, "learning_rate": 1e-3}
 N_REFIT = 50_000  # training images that the refit sees; the other 10,000 are for calibration
+DCGAN = {"width": 64, "learning_rate": 2e-4, "betas": [0.5, 0.999], "std": 0.02}  # of its paper
 N_FID = 10_000  # samples for the scores on the card
 
 
@@ -127,7 +122,7 @@ def refit(
 class Dcgan(nn.Module):
     """A plain DCGAN, with batch normalisation in both networks (Radford et al. 2015)."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.generator = nn.Sequential(
             nn.Linear(LATENT_DIM, 2 * width * 49, bias=False),
@@ -152,17 +147,18 @@ class Dcgan(nn.Module):
 
 
 def train_dcgan(seed: int, steps: int) -> nn.Module:
-    """A DCGAN after `steps` steps of Adam with the settings of its paper; returns the generator."""
+    """The generator of a DCGAN after `steps` steps of Adam."""
     device, rng = default_device(), seeded(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = Dcgan()
+        networks = Dcgan(DCGAN["width"])
         for layer in networks.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.normal_(layer.weight, std=DCGAN["std"])
     networks.to(device, memory_format=torch.channels_last)
     players = [networks.discriminator, networks.generator]
-    optimizers = [torch.optim.Adam(player.parameters(), 2e-4, (0.5, 0.999)) for player in players]
+    rate, betas = DCGAN["learning_rate"], DCGAN["betas"]
+    optimizers = [torch.optim.Adam(player.parameters(), rate, betas) for player in players]
     data, size = minibatches(mnist("train").images.to(device)), TRAINING["batch_size"]
     for _ in range(steps):
         for role, optimizer in enumerate(optimizers):
@@ -199,62 +195,46 @@ def fid(draw: Callable[[int, torch.Generator], Tensor], seed: int) -> float:
     return metrics.frechet_distance(*found, tensors["test_mean"], tensors["test_covariance"])
 
 
+def settings_of(steps: int, refit_steps: int, replicates: int) -> dict[str, Any]:
+    """Everything that the networks depend on, but for the seed, the data and the judge."""
+    return {
+        **TRAINING,
+        "generator": GENERATOR,
+        "discriminator": DISCRIMINATOR,
+        "gamma": GAMMA,
+        "steps": steps,
+        "classifier": CLASSIFIER,
+        "refitted": REFITTED,
+        "refit": {**REFIT, "steps": refit_steps, "n_data": N_REFIT},
+        "dcgan": DCGAN,
+        "replicates": replicates,
+        "n_fid": N_FID,
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--refit-steps", type=int, default=4000)
     parser.add_argument("--replicates", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
-    parser.add_argument(
-        "--state",
-        type=Path,
-        default=Path(pooch.os_cache("gan_ebm_utils")),
-        help="folder for the networks of a run that was cut off (default: the user's cache)",
-    )
-    args = parser.parse_args(argv)
+    parser.add_argument("--state", **runs.STATE)
+    args = runs.parse(parser, argv)
     if args.steps < 1 or args.refit_steps < 1 or args.replicates < 2:
         parser.error("--steps and --refit-steps must be at least 1, --replicates at least 2")
 
-    run = {
-        "recipe": "mnist_gan",
-        "settings": {
-            **TRAINING,
-            "generator": GENERATOR,
-            "discriminator": DISCRIMINATOR,
-            "gamma": GAMMA,
-            "steps": args.steps,
-            "classifier": CLASSIFIER,
-            "refitted": REFITTED,
-            "refit": {**REFIT, "steps": args.refit_steps, "n_data": N_REFIT},
-            "replicates": args.replicates,
-            "n_fid": N_FID,
-        },
-        "seed": args.seed,
-        "data": "MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0)",
-        "data_sha256": digest(mnist("train"), mnist("test")),
-    }
-    key = hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:12]
-
-    def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` returns, from a file if an earlier run has stored it."""
-        file = args.state / f"mnist_gan-{key}-{name}.pt"
-        if not file.exists():
-            start = time.perf_counter()
-            result = make()
-            seconds = time.perf_counter() - start
-            store({**result, "seconds": seconds}, file)
-            print(f"{name}: {seconds:.0f} s", flush=True)
-        return torch.load(file, weights_only=True)
-
-    def seed_of(replicate: int) -> int:
-        return args.seed + 100 * replicate
-
-    seeds = [seed_of(replicate) for replicate in range(args.replicates)]
-    parts = [once(f"gan-{s}", lambda s=s: train(s, args.steps)) for s in seeds]
-    seconds = sum(part.pop("seconds") for part in parts)
-    weights = stacked(parts)
+    judge = checkpoints.load("mnist_features").card
+    run = runs.begin(
+        "mnist_gan",
+        settings_of(args.steps, args.refit_steps, args.replicates),
+        args,
+        **runs.mnist_source(),
+        features_sha256=judge["sha256"],
+    )
+    seeds = [args.seed + 100 * replicate for replicate in range(args.replicates)]
+    parts = [run.once(f"gan-{s}", lambda s=s: train(s, args.steps)) for s in seeds]
+    seconds = sum(took for _, took in parts)
+    weights = stacked([part for part, _ in parts])
     networks = {}
     for name, function, settings in (
         ("generator", ConvGenerator, GENERATOR),
@@ -274,13 +254,15 @@ def main(argv: list[str] | None = None) -> None:
         )
         return generator.to(default_device(), memory_format=torch.channels_last)
 
-    features = once("classifier", lambda: train_classifier(args.seed + 1, CLASSIFIER["steps"]))
-    seconds += features.pop("seconds")
+    features, took = run.once(
+        "classifier", lambda: train_classifier(args.seed + 1, CLASSIFIER["steps"])
+    )
+    seconds += took
     together = networks["generator"][0].to(default_device(), memory_format=torch.channels_last)
-    weights = once(
+    weights, took = run.once(
         "refit", lambda: refit(together, features, args.replicates, args.seed + 2, args.refit_steps)
     )
-    seconds += weights.pop("seconds")
+    seconds += took
     together.cpu()
     settings = {**REFITTED, "replicates": args.replicates}
     refitted = FeatureDiscriminator(**settings, generator=seeded(0, "cpu"))
@@ -296,29 +278,20 @@ def main(argv: list[str] | None = None) -> None:
         generator = train_dcgan(args.seed, args.steps)
         return {"fid": fid(lambda n, rng: generator(randn(n, LATENT_DIM, generator=rng)), 2)}
 
-    dcgan = once("dcgan", dcgan_scores)
-    features = checkpoints.load("mnist_features").card["metrics"]["frechet_train_test"]
-    card = {
-        **run,
-        "metrics": {
-            "fid": list(metrics.mean_interval(scores)[:3]),
-            "fid_of_each": scores.tolist(),
-            "fid_train_against_test": features["value"],
-            "fid_dcgan": dcgan["fid"],
-            "seconds": round(seconds, 1),
-            "seconds_dcgan": round(dcgan["seconds"], 1),
-        },
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "device": default_device().type,
-        "threads": torch.get_num_threads(),
+    dcgan, took = run.once("dcgan", dcgan_scores)
+    found = {
+        "fid": list(metrics.mean_interval(scores)[:3]),
+        "fid_of_each": scores.tolist(),
+        "fid_train_against_test": judge["metrics"]["frechet_train_test"]["value"],
+        "fid_dcgan": dcgan["fid"],
+        "seconds": round(seconds, 1),
+        "seconds_dcgan": round(took, 1),
     }
     for name, (network, function, settings) in list(networks.items()):
         networks[name] = (network.half(), function, settings)
-    checkpoints.save("mnist_gan", networks, {}, card, args.out)
-    for file in args.state.glob(f"mnist_gan-{key}-*.pt"):
-        file.unlink()
-    print(json.dumps(card["metrics"], indent=2))
+    checkpoints.save("mnist_gan", networks, {}, run.card(found), args.out)
+    run.remove_parts()
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

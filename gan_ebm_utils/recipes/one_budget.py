@@ -16,30 +16,26 @@ On MNIST the networks compute in bfloat16, and the features for the FID in singl
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import hashlib
 import json
 import math
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import pooch
 import torch
 from torch import Tensor
 
-from gan_ebm_utils import checkpoints, metrics
+from gan_ebm_utils import checkpoints, metrics, runs
 from gan_ebm_utils.base import Distribution, Gan, Kernel, count_calls, default_device, randn, seeded
-from gan_ebm_utils.checkpoints import store
-from gan_ebm_utils.datasets import digest, gaussian_grid, mnist, swiss_roll
+from gan_ebm_utils.datasets import gaussian_grid, mnist, swiss_roll
 from gan_ebm_utils.energies import flow_energy, latent_energy
 from gan_ebm_utils.refine import ddls, dgflow, dot, drs, isir_gan, lipschitz_estimate, mh_gan
 from gan_ebm_utils.samplers import independence_mh, isir, langevin, mala, mixture, run_chain
 
 STD = 0.05
+N_STD = 4  # a sample within so many standard deviations of a mode is one of its
 N_CANDIDATES = 10  # of i-SIR
 TEMPERATURE = 0.01  # of DGflow's noise, as published
 N_CHAINS = 20  # of each replicate, watched step by step
@@ -53,6 +49,7 @@ SAMPLERS = {
     "dot": dot,
     "dgflow": functools.partial(dgflow, temperature=TEMPERATURE),
 }
+UNWATCHED = ("drs", "dot")  # without chains, or with one that goes downhill only
 OWN = ("drs", "mh_gan", "isir_gan", "ddls")  # also with the discriminator the GAN was trained with
 # `part` samples are drawn at a time; `n_emd` of them, the first, are scored by EMD and energy
 # distance; `cells` are box and number for the test against the density.
@@ -135,7 +132,7 @@ def plane_judge(game: dict[str, Any], law: Distribution, replicates: int, seed: 
             "energy_distance": metrics.energy_distance(x[:, :n_emd], reference),
         }
         if law.means is not None:
-            found |= metrics.mode_report(x, law.means, STD, n_std=4)._asdict()
+            found |= metrics.mode_report(x, law.means, STD, n_std=N_STD)._asdict()
         return found
 
     def mode(x: Tensor) -> Tensor:
@@ -210,6 +207,8 @@ def arguments(sampler: str, budget: int, n: int, setting: Any) -> dict[str, Any]
     Whole steps, first states and the last pass through the generator do not fit every budget; what
     was spent is counted.
     """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
     if sampler == "drs":  # a pilot of n proposals is one pass for each sample
         return {"budget": budget - 1, "n_pilot": n, "max_proposals": 2 * budget * n}
     if sampler == "mh_gan":
@@ -248,7 +247,10 @@ def run(
 
 
 def kernel_of(sampler: str, gan: Gan, setting: Any) -> tuple[Kernel, int]:
-    """One step of the chains that a sampler runs, and the passes of a step."""
+    """One step of the chains that a sampler runs, and the passes of a step.
+
+    Raises ValueError for a sampler that is unknown or runs no chain that could be watched.
+    """
 
     def propose(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return randn(*size, gan.latent_dim, generator=generator)
@@ -264,7 +266,10 @@ def kernel_of(sampler: str, gan: Gan, setting: Any) -> tuple[Kernel, int]:
         return mixture(*(mala(latent_energy(gan), size) for size in setting)), 2
     if sampler == "langevin":
         return langevin(latent_energy(gan), setting), 2
-    return langevin(flow_energy(gan), setting, TEMPERATURE), 2
+    if sampler == "dgflow":
+        return langevin(flow_energy(gan), setting, TEMPERATURE), 2
+    known = ", ".join(name for name in SAMPLERS if name not in UNWATCHED)
+    raise ValueError(f"sampler must be one of {known}, whose chains are known, got {sampler!r}")
 
 
 def watch(
@@ -329,7 +334,7 @@ def measure(
         # All replicates propose until the last has its samples; each is charged for its own, the
         # pilot's one and the last pass through the generator.
         found["passes"] = 1 / found["acceptance"] + 1.5
-    if budget >= MIN_WATCHED and sampler not in ("drs", "dot"):
+    if budget >= MIN_WATCHED and sampler not in UNWATCHED:
         found |= watch(sampler, gan, replicates, budget, setting, judge, seeds[1])
     return found
 
@@ -345,20 +350,29 @@ def error_of(bench: Bench, sampler: str, gan: Gan, budget: int, setting: Any, se
     return judge.error(x) if bool(x.isfinite().all()) else float("inf")
 
 
+def settings_of(name: str, n: int) -> dict[str, Any]:
+    """Everything that the scores depend on, but for the seed, the GANs, the data and the judge."""
+    modes = {"std": STD, "n_std": N_STD} if name == "gaussians25" else {}
+    return {
+        **GAMES[name],
+        **modes,
+        "n": n,
+        "samplers": list(SAMPLERS),
+        "own": OWN,
+        "n_candidates": N_CANDIDATES,
+        "temperature": TEMPERATURE,
+        "n_chains": N_CHAINS,
+        "min_watched": MIN_WATCHED,
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=GAMES, help="what the GANs were trained on")
     parser.add_argument("--n", type=int, help="samples of each replicate (default: as stored)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
-    parser.add_argument(
-        "--state",
-        type=Path,
-        default=Path(pooch.os_cache("gan_ebm_utils")),
-        help="folder for the scores of a run that was cut off (default: the user's cache)",
-    )
-    args = parser.parse_args(argv)
+    parser.add_argument("--state", **runs.STATE)
+    args = runs.parse(parser, argv)
     game = dict(GAMES[args.name])
     n = game["n"] = game["n"] if args.n is None else args.n
     part = min(n, game["part"])
@@ -368,40 +382,21 @@ def main(argv: list[str] | None = None) -> None:
     device = default_device()
     stored = checkpoints.load(game["gans"], device)
     replicates = stored.card["settings"]["replicates"]
-    given = {
-        "recipe": "one_budget",
-        "settings": {
-            **game,
-            "samplers": list(SAMPLERS),
-            "own": OWN,
-            "n_candidates": N_CANDIDATES,
-            "temperature": TEMPERATURE,
-            "n_chains": N_CHAINS,
-            "min_watched": MIN_WATCHED,
-            "gans_sha256": stored.card["sha256"],
-        },
-        "seed": args.seed,
-    }
+    settings = settings_of(args.name, n) | {"gans_sha256": stored.card["sha256"]}
+    read_from: dict[str, str] = {}
     if args.name == "mnist":
-        given["data"] = "MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0)"
-        given["data_sha256"] = digest(mnist("train"), mnist("test"))
+        judge_card = checkpoints.load("mnist_features").card
+        read_from = {**runs.mnist_source(), "features_sha256": judge_card["sha256"]}
         judge = mnist_judge(n, replicates, args.seed)
     else:
         law = gaussian_grid(std=STD) if args.name == "gaussians25" else swiss_roll()
         judge = plane_judge(game, law, replicates, args.seed)
-    given = json.loads(json.dumps(given))  # tuples become lists, as on the card
-    key = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
+    whole = runs.begin("one_budget", settings, args, **read_from)
     game |= {"part": part, "n_choice": min(n, game["n_choice"])}
     bench = Bench(game, replicates, judge)
 
-    def once(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` returns, from a file if an earlier run has stored it."""
-        file = args.state / f"one_budget-{key}-{name.replace('/', '-')}.pt"
-        if not file.exists():
-            start = time.perf_counter()
-            store(make(), file)
-            print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-        return torch.load(file, weights_only=True)
+    def once(name: str, make: Callable[[], Any]) -> Any:
+        return whole.once(name, make)[0]
 
     def seed_of(*names: Any) -> int:
         """A seed of its own for each part of the run."""
@@ -414,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
         """The setting with the smallest error; all errors go to the card."""
         if len(settings) == 1:
             return settings[0]
-        errors = once(name, lambda: {"errors": [error(setting) for setting in settings]})["errors"]
+        errors = once(name, lambda: [error(setting) for setting in settings])
         best = min(range(len(settings)), key=errors.__getitem__)
         told = [e if e < float("inf") else None for e in errors]
         chosen[name] = {"of": settings, "errors": told, "chosen": settings[best]}
@@ -456,18 +451,9 @@ def main(argv: list[str] | None = None) -> None:
         name: list(metrics.mean_interval(value)[:3]) if value.isfinite().all() else None
         for name, value in found.items()
     }
-    card = {
-        **given,
-        "metrics": {**intervals, **judge.facts},
-        "chosen": chosen,
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-    }
+    card = whole.card({**intervals, **judge.facts}) | {"chosen": chosen}
     checkpoints.save(f"one_budget_{args.name}", {}, {**judge.tensors, **found}, card, args.out)
-    for file in args.state.glob(f"one_budget-{key}-*.pt"):
-        file.unlink()
+    whole.remove_parts()
 
 
 if __name__ == "__main__":

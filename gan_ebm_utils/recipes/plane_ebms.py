@@ -4,29 +4,22 @@
 
 writes the checkpoint `plane_ebms`: networks LAW_RULE for the laws ring, moons, swiss_roll and
 checkerboard and the rules cd1, cdk, pcd and short, each ten replicates behind one leading axis, and
-a card with the KL divergence of each. The stored weights are a running average. Finished networks
-rest in a folder of the system's temporary files, so a run that is cut off starts where it ended. It
-takes about half an hour on two CPU cores.
+a card with the KL divergence of each. The stored weights are a running average. It takes about half
+an hour on two CPU cores. A run that is cut off goes on after the last network that was finished.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import hashlib
 import json
-import os
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from gan_ebm_utils import checkpoints, datasets, metrics
-from gan_ebm_utils.base import Distribution, default_device, randn, seeded
+from gan_ebm_utils import checkpoints, datasets, metrics, runs
+from gan_ebm_utils.base import Distribution, randn, seeded
 from gan_ebm_utils.networks import energy_mlp
 from gan_ebm_utils.samplers import ReplayBuffer, mala
 from gan_ebm_utils.training import Negatives, contrastive, persistent, short_run, train_ebm
@@ -38,6 +31,7 @@ TRAINING = {"batch_size": 200, "learning_rate": 5e-3, "betas": [0.5, 0.99], "alp
 K = 10  # steps of a chain for each update; CD-1 takes one
 # MALA accepts about half of its proposals where the step is near the square of the narrowest width.
 STEP_SIZES = {"ring": 0.02, "moons": 0.009, "swiss_roll": 0.001, "checkerboard": 0.02}
+NOISE = 2.0  # standard deviation of the points from which short runs start
 BUFFER = {"capacity": 2000, "fresh_share": 0.05}
 AVERAGE = 0.99  # the decay of the running average of the weights
 # Of the quadrature: a box of +-4 hid modes of the model at |x| = 5 (with a scale of
@@ -50,7 +44,7 @@ def law_of(name: str) -> Distribution:
 
 
 def noise(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return 2 * randn(*size, 2, generator=generator)
+    return NOISE * randn(*size, 2, generator=generator)
 
 
 def negatives_of(
@@ -87,73 +81,58 @@ def train(
     return energy, average.module
 
 
+def settings_of(steps: int, replicates: int) -> dict[str, Any]:
+    """Everything that the networks and their scores depend on, but for the seed."""
+    return {
+        "laws": LAWS,
+        "rules": RULES,
+        "energy": ENERGY,
+        **TRAINING,
+        "k": K,
+        "step_sizes": STEP_SIZES,
+        "noise": NOISE,
+        **BUFFER,
+        "average": AVERAGE,
+        "box": BOX,
+        "n_cells": N_CELLS,
+        "steps": steps,
+        "replicates": replicates,
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--replicates", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
-    args = parser.parse_args(argv)
+    parser.add_argument("--state", **runs.STATE)
+    args = runs.parse(parser, argv)
     if args.steps < 1 or args.replicates < 2:
         parser.error("--steps must be at least 1 and --replicates at least 2")
 
-    settings = {
-        "energy": ENERGY,
-        **TRAINING,
-        "k": K,
-        "step_sizes": STEP_SIZES,
-        **BUFFER,
-        "average": AVERAGE,
-        "steps": args.steps,
-        "replicates": args.replicates,
-    }
+    run = runs.begin("plane_ebms", settings_of(args.steps, args.replicates), args)
     networks, scores = {}, {}
     kwargs = {**ENERGY, "replicates": args.replicates}
+
+    def make(name: str, rule: str) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
+        last, energy = train(name, rule, args.steps, args.replicates, args.seed)
+        found = {}
+        for which, model in (("kl", energy), ("kl_of_last_weights", last)):
+            values = metrics.kl_to_truth(model, law_of(name), BOX, args.replicates, N_CELLS)
+            found[which] = [round(float(value), 4) for value in values]
+        return energy.state_dict(), found
+
     for name in LAWS:
-        law = law_of(name)
         for rule in RULES:
             key = f"{name}_{rule}"
-            finished = _resting_place(key, settings | {"seed": args.seed})
-            if finished.exists():
-                state, scores[key] = torch.load(finished, weights_only=True)
-                energy = energy_mlp(**kwargs, generator=seeded(args.seed))
-                energy.load_state_dict(state)
-            else:
-                start = time.perf_counter()
-                last, energy = train(name, rule, args.steps, args.replicates, args.seed)
-                scores[key] = {
-                    which: [
-                        round(float(value), 4)
-                        for value in metrics.kl_to_truth(model, law, BOX, args.replicates, N_CELLS)
-                    ]
-                    for which, model in (("kl", energy), ("kl_of_last_weights", last))
-                } | {"seconds": round(time.perf_counter() - start, 1)}
-                part = finished.with_suffix(f".partial-{os.getpid()}")
-                torch.save((energy.state_dict(), scores[key]), part)
-                os.replace(part, finished)
+            (state, found), seconds = run.once(key, lambda name=name, rule=rule: make(name, rule))
+            energy = energy_mlp(**kwargs, generator=seeded(args.seed))
+            energy.load_state_dict(state)
             networks[key] = (energy, "energy_mlp", kwargs)
+            scores[key] = {**found, "seconds": round(seconds, 1)}
             print(key, json.dumps(scores[key]), flush=True)
-    card = {
-        "recipe": "plane_ebms",
-        "settings": settings,
-        "seed": args.seed,
-        "metrics": scores,
-        "date": datetime.date.today().isoformat(),
-        "torch": torch.__version__,
-        "device": default_device().type,
-        "threads": torch.get_num_threads(),
-    }
-    checkpoints.save("plane_ebms", networks, {}, card, args.out)
-
-
-def _resting_place(key: str, settings: dict[str, Any]) -> Path:
-    """The file of a finished network; another setting has another folder."""
-    text = json.dumps(settings, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"plane_ebms-{digest}"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{key}.pt"
+    checkpoints.save("plane_ebms", networks, {}, run.card(scores), args.out)
+    run.remove_parts()
 
 
 if __name__ == "__main__":

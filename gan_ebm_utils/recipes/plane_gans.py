@@ -12,24 +12,22 @@ takes about an hour on two CPU cores; a checkpoint that is there with the same s
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gan_ebm_utils import checkpoints, losses, metrics
-from gan_ebm_utils.base import Distribution, Gan, default_device, randn, seeded
+from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils.base import Distribution, Gan, randn, seeded
 from gan_ebm_utils.datasets import gaussian_grid, minibatches, swiss_roll
 from gan_ebm_utils.losses import gradient_penalty, r1_penalty
 from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.refine import mh_gan
 from gan_ebm_utils.training import Loss, Penalty, refit_discriminator, train_gan
 
-STD, GAMMA = 0.05, 0.1
+STD, GAMMA, WEIGHT = 0.05, 0.1, 0.1  # of the modes, of R1, of the critic's gradient penalty
 # Four latents for a plane: with two, the draws of a mode lie on folds and leave gaps.
 GENERATOR = {"in_features": 4, "hidden": [128, 128, 128], "activation": "ReLU", "out_features": 2}
 DISCRIMINATOR = {"in_features": 2, "hidden": [128, 128, 128], "activation": "ReLU"}
@@ -39,6 +37,7 @@ REFITTED = {"in_features": 2, "hidden": [128, 128, 128], "fourier": [64, 8.0]}
 REFIT = {"batch_size": 512, "learning_rate": 3e-3}
 N_REFIT = 100_000  # data points that the refit sees, the same for all replicates
 N_SAMPLES, N_EMD = 10_000, 1000  # per replicate, for the scores on the card
+N_STD = 4  # a sample within so many standard deviations of a mode is one of its
 N_PROPOSALS = 100  # of the chains whose samples are scored
 
 
@@ -65,14 +64,14 @@ GAMES = {
         gaussian_grid(std=STD),
         losses.wasserstein_d_loss,
         losses.wasserstein_g_loss,
-        lambda d, real, fake, generator: 0.1 * gradient_penalty(d, real, fake, generator),
+        lambda d, real, fake, generator: WEIGHT * gradient_penalty(d, real, fake, generator),
         {**TRAINING, "learning_rate": 5e-4, "betas": [0.5, 0.9], "d_steps": 5, "n_steps": 3000},
     ),
 }
 PENALTIES = {
     "gaussians25_gan": f"R1, gamma {GAMMA}",
     "swiss_roll_gan": f"R1, gamma {GAMMA}",
-    "gaussians25_wgan": "gradient, weight 0.1",
+    "gaussians25_wgan": f"gradient, weight {WEIGHT}",
 }
 
 
@@ -116,7 +115,7 @@ def score(x: Tensor, law: Distribution, generator: torch.Generator) -> dict[str,
         "emd_floor": metrics.emd_floor(law.sample, N_EMD, generator, replicates),
     }
     if law.means is not None:
-        found |= metrics.mode_report(x, law.means, STD, n_std=4)._asdict()
+        found |= metrics.mode_report(x, law.means, STD, n_std=N_STD)._asdict()
     return {
         name: list(metrics.mean_interval(values)[:3]) if values.isfinite().all() else None
         for name, values in found.items()
@@ -153,23 +152,23 @@ def make(
     return networks, {**scores, "seconds": round(time.perf_counter() - start, 1)}
 
 
-def key(name: str, refit_steps: int, replicates: int, seed: int) -> dict[str, Any]:
-    """What tells one run of the recipe from another."""
+def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
+    """Everything that the checkpoint `name` depends on, but for the seed."""
+    game = GAMES[name]
+    modes = {} if game.law.means is None else {"std": STD, "n_std": N_STD}
     return {
-        "recipe": "plane_gans",
-        "settings": {
-            **GAMES[name].settings,
-            "penalty": PENALTIES[name],
-            "generator": GENERATOR,
-            "discriminator": DISCRIMINATOR,
-            "refitted": REFITTED,
-            "refit": {**REFIT, "steps": refit_steps, "n_data": N_REFIT},
-            "replicates": replicates,
-            "n_samples": N_SAMPLES,
-            "n_emd": N_EMD,
-            "n_proposals": N_PROPOSALS,
-        },
-        "seed": seed,
+        **game.settings,
+        **modes,
+        "losses": [game.d_loss.__name__, game.g_loss.__name__],
+        "penalty": PENALTIES[name],
+        "generator": GENERATOR,
+        "discriminator": DISCRIMINATOR,
+        "refitted": REFITTED,
+        "refit": {**REFIT, "steps": refit_steps, "n_data": N_REFIT},
+        "replicates": replicates,
+        "n_samples": N_SAMPLES,
+        "n_emd": N_EMD,
+        "n_proposals": N_PROPOSALS,
     }
 
 
@@ -179,28 +178,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=GAMES, help="one checkpoint (default: all)")
     parser.add_argument("--refit-steps", type=int, default=6000)
     parser.add_argument("--replicates", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
-    args = parser.parse_args(argv)
+    args = runs.parse(parser, argv)
     if args.refit_steps < 1 or args.replicates < 2:
         parser.error("--refit-steps must be at least 1 and --replicates at least 2")
-    run = (args.refit_steps, args.replicates, args.seed)
     for name in [args.only] if args.only else GAMES:
-        if name in checkpoints.available(args.out):
-            card = checkpoints.load(name, folder=args.out).card
-            if all(card[k] == v for k, v in key(name, *run).items()):
-                print(f"{name}: kept")
-                continue
-        networks, scores = make(name, *run)
-        card = {
-            **key(name, *run),
-            "metrics": scores,
-            "date": datetime.date.today().isoformat(),
-            "torch": torch.__version__,
-            "device": default_device().type,
-            "threads": torch.get_num_threads(),
-        }
-        checkpoints.save(name, networks, {}, card, args.out)
+        run = runs.begin("plane_gans", settings_of(name, args.refit_steps, args.replicates), args)
+        if run.is_stored(name, args.out):
+            print(f"{name}: kept")
+            continue
+        networks, scores = make(name, args.refit_steps, args.replicates, args.seed)
+        checkpoints.save(name, networks, {}, run.card(scores), args.out)
 
 
 if __name__ == "__main__":
