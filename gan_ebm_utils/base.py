@@ -58,9 +58,8 @@ class Gan(NamedTuple):
         return randn(*size, self.latent_dim, generator=generator, dtype=dtype)
 
     def logit(self, z: Tensor) -> Tensor:
-        """d(G(z)), (R, n), with both networks in evaluation mode."""
-        with evaluating(self.generator, self.discriminator):
-            return self.discriminator(self.generator(z))
+        """d(G(z)), (R, n)."""
+        return self.discriminator(self.generator(z))
 
 
 class State(NamedTuple):
@@ -82,11 +81,13 @@ class Kernel(NamedTuple):
     """One step of a Markov chain, as two pure functions.
 
     `init(position)` makes the first state; `step(state, generator)` draws the next and says what it
-    did. Every chain of the batch moves on its own.
+    did. Every chain of the batch moves on its own. `networks` are those that both call, to be put
+    in evaluation mode for as long as a chain runs; what is no network in it is left alone.
     """
 
     init: Callable[[Tensor], State]
     step: Callable[[State, torch.Generator], tuple[State, Info]]
+    networks: tuple[object, ...] = ()
 
 
 class Chain(NamedTuple):

@@ -1,14 +1,28 @@
 """The energies that a GAN defines, in its latent space and on its samples.
 
-Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats.
+Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats. Each energy is a
+module that holds both networks, so that a sampler finds them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan_ebm_utils.base import Energy, Gan, check_positive
+
+
+class _GanEnergy(nn.Module):
+    """E(z) = function(z, d(G(z)))."""
+
+    def __init__(self, gan: Gan, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.generator, self.discriminator, self.function = gan[0], gan[1], function
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.function(z, self.discriminator(self.generator(z)))
 
 
 def latent_energy(gan: Gan) -> Energy:
@@ -16,7 +30,7 @@ def latent_energy(gan: Gan) -> Energy:
 
     If d = log(p_d / p_g), the pushforward is p_d (Che et al. 2020, arXiv:2003.06060).
     """
-    return lambda z: z.square().sum(dim=-1) / 2 - gan.discriminator(gan.generator(z))
+    return _GanEnergy(gan, lambda z, d: z.square().sum(dim=-1) / 2 - d)
 
 
 def wgan_latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
@@ -26,17 +40,25 @@ def wgan_latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
     log ratio, so that no T makes the pushforward p_d in general; `refine.calibrate` fits one.
     """
     check_positive(temperature=temperature)
-    return lambda z: z.square().sum(dim=-1) / 2 - gan.discriminator(gan.generator(z)) / temperature
+    return _GanEnergy(gan, lambda z, d: z.square().sum(dim=-1) / 2 - d / temperature)
 
 
 def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
     """E(z) = |z - z_0| - d(G(z)) / k, whose minimum transports z_0 along a ray.
 
     `start` is z_0, (R, n, latent_dim); `k` a Lipschitz constant of d(G(z)), one number or (R, 1)
-    (Tanaka 2019, arXiv:1910.06832).
+    (Tanaka 2019, arXiv:1910.06832). With the identity for G it moves samples (R, n, *event); the
+    norm is over all of the event's axes.
+
+    Raises ValueError for a k that is not positive, or of another shape.
     """
-    check_positive(k=float(k) if not isinstance(k, Tensor) else float(k.min()))
-    return lambda z: (z - start).norm(dim=-1) - gan.discriminator(gan.generator(z)) / k
+    if isinstance(k, Tensor) and k.numel() > 1 and tuple(k.shape) != (len(start), 1):
+        raise ValueError(
+            f"k must be one number or one for each replicate, ({len(start)}, 1), got "
+            f"{tuple(k.shape)}"
+        )
+    check_positive(k=float(k.min()) if isinstance(k, Tensor) else float(k))
+    return _GanEnergy(gan, lambda z, d: (z - start).flatten(2).norm(dim=2) - d / k)
 
 
 # First variations of f-divergences of p_g from p_d, as functions of d = log p_d - log p_g.
@@ -57,4 +79,4 @@ def flow_energy(gan: Gan, divergence: str = "KL") -> Energy:
     """
     if divergence not in _FLOWS:
         raise ValueError(f"divergence must be one of {list(_FLOWS)}, got {divergence!r}")
-    return lambda z: _FLOWS[divergence](gan.discriminator(gan.generator(z)))
+    return _GanEnergy(gan, lambda z, d: _FLOWS[divergence](d))

@@ -240,12 +240,12 @@ class _Convolutions(nn.Module):
         generator: torch.Generator,
         **sizes: int,
     ) -> nn.Module:
-        # The constructor draws from the global generator, which stays untouched.
-        with torch.random.fork_rng(devices=[]):
+        # Without weights at first: the constructor would draw them from the global generator.
+        with torch.device("meta"):
             conv = layer(
                 self.replicates * n_in, self.replicates * n_out, groups=self.replicates, **sizes
             )
-        conv.to(generator.device)
+        conv.to_empty(device=generator.device)
         # Inputs that one output sees; a transposed stride-2 kernel of 4 x 4 hits it 2 x 2 times.
         seen = (
             n_in
@@ -356,8 +356,8 @@ class MnistClassifier(nn.Module):
         super().__init__()
         check_positive(n_features=n_features, width=width)
         self.num_features = n_features
-        # The layers' constructors draw weights from the global generator, which stays untouched.
-        with torch.random.fork_rng(devices=[]):
+        # Without weights at first: the constructors would draw them from the global generator.
+        with torch.device("meta"):
             self.features = nn.Sequential(
                 nn.Conv2d(1, width, 5, padding=2),
                 nn.SiLU(),
@@ -373,6 +373,7 @@ class MnistClassifier(nn.Module):
             )
             self.head = nn.Linear(n_features, 10)
         self.features.num_features = n_features
+        self.to_empty(device=generator.device)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, generator=generator)

@@ -3,14 +3,17 @@
 Each is called as sampler(gan, n, generator, replicates=R, ...) and returns `Refined`: n samples per
 replicate, their latents, the acceptance rate and the rows that passed through both networks. The
 logit of `gan.discriminator` stands for log(p_d / p_g): give a calibrated or refitted one by
-`gan._replace(discriminator=...)`.
+`gan._replace(discriminator=...)`. Both networks run in evaluation mode and are given back as they
+were; latents have the type of their weights, float32 or float64.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +23,30 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from gan_ebm_utils.base import (
+    Calls,
     Energy,
     Gan,
     Kernel,
     Refined,
-    Sample,
     State,
+    at_least_float32,
     check_positive,
     check_samples,
     count_calls,
-    rand,
-    randn,
+    dtype_of,
+    evaluating,
+    gradients,
 )
 from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy
-from gan_ebm_utils.samplers import independence_mh, isir, langevin, mala, mixture, run_chain
+from gan_ebm_utils.samplers import (
+    independence_mh,
+    isir,
+    langevin,
+    log_uniform,
+    mala,
+    mixture,
+    run_chain,
+)
 
 MIN_CALIBRATION = 100  # held-out logits of each class
 
@@ -48,7 +61,7 @@ def drs(
     percentile: float | None = None,
     budget: float | None = None,
     n_pilot: int = 10_000,
-    max_proposals: int = 1_000_000,
+    max_proposals: int | None = None,
     batch_size: int = 2_000,
 ) -> Refined:
     """Discriminator rejection sampling: keep x = G(z) with probability r / (r + e^gamma (M - r)).
@@ -61,30 +74,43 @@ def drs(
     such that one in B of the pilot's draws is kept; at that budget it is the best for every
     f-divergence (Verine et al. 2024, arXiv:2311.00460).
 
-    Samples are (R, n, *event); the calls include the pilot's.
+    Samples are (R, n, *event); the calls include the pilot's. `max_proposals` of a replicate are by
+    default 1,000 for each sample, or ten times the budget if that is more, and at least a million.
 
-    Raises ValueError for both options at once, a percentile outside (0, 100) or a budget below 1;
-    RuntimeError if a replicate has kept fewer than n of `max_proposals`.
+    Raises ValueError for both options at once, a percentile outside (0, 100), a budget below 1, or
+    `max_proposals` below n; RuntimeError as soon as a replicate is too slow to keep n of them.
     """
-    check_positive(n=n, n_pilot=n_pilot, max_proposals=max_proposals, batch_size=batch_size)
+    check_positive(n=n, n_pilot=n_pilot, batch_size=batch_size)
     if percentile is not None and budget is not None:
         raise ValueError("give percentile or budget, not both: each sets the rule of acceptance")
     if percentile is not None and not 0 < percentile < 100:
         raise ValueError(f"percentile must lie in (0, 100), as 80 for 80 %, got {percentile}")
-    if budget is not None and not budget >= 1:
+    if budget is not None and not 1 <= budget < math.inf:
         raise ValueError(
-            f"budget must be at least 1 proposal for each sample, got {budget}: with fewer "
-            "proposals than samples not one could be refused"
+            f"budget must be at least 1 proposal for each sample, got {budget}, and finite: with "
+            "fewer proposals than samples not one could be refused"
         )
-    logit, propose = _logit(gan), _prior(gan)
-    with count_calls(gan.generator, gan.discriminator) as calls, torch.no_grad():
-        _look(gan, replicates, generator)
+    if log_bound is not None and not math.isfinite(log_bound):
+        raise ValueError(f"log_bound must be finite, got {log_bound}")
+    if max_proposals is None:
+        max_proposals = max(1_000_000, math.ceil(n * max(1000, 10 * (budget or 0))))
+    check_positive(max_proposals=max_proposals)
+    if max_proposals < n:
+        raise ValueError(
+            f"max_proposals must be at least n = {n}, got {max_proposals}: each sample takes one"
+        )
+
+    def logit(z: Tensor) -> Tensor:
+        d = at_least_float32(gan.logit(z))
+        _check_finite(d)
+        return d
+
+    with _counting(gan) as calls, torch.no_grad():
+        z, d = _look(gan, replicates, generator)
         if log_bound is None or percentile is not None or budget is not None:
             parts = [min(batch_size, n_pilot - i) for i in range(0, n_pilot, batch_size)]
-            pilot = torch.cat([logit(propose((replicates, m), generator)) for m in parts], dim=1)
-            _check_finite(pilot)
-        bound = torch.full((replicates,), log_bound) if log_bound is not None else pilot.amax(dim=1)
-        bound = bound.to(generator.device)
+            pilot = torch.cat([logit(gan.prior((replicates, m), generator)) for m in parts], dim=1)
+        bound = pilot.amax(dim=1) if log_bound is None else d.new_full((replicates,), log_bound)
         gamma, scale = torch.zeros_like(bound), None
         if percentile is not None:
             level = 1 - percentile / 100
@@ -99,29 +125,29 @@ def drs(
                 return (d + scale[row]).clamp(max=0)
             return -F.softplus(gamma[row] + _log_gap(d, bound[row]))
 
-        every = torch.arange(replicates, device=generator.device)[:, None]
+        every = torch.arange(replicates, device=d.device)[:, None]
         # What was kept: its replicate, latent and logit, in the order of the proposals.
-        row, latents, logits = every[:0, 0], bound.new_empty(0, gan.latent_dim), bound[:0]
-        n_kept, n_tried = torch.zeros(replicates), 0
-        while n_kept.min() < n:
+        row, latents, logits = every[:0, 0], z.new_empty(0, gan.latent_dim), bound[:0]
+        n_kept, n_tried = row.bincount(minlength=replicates), 0
+        while (least := int(n_kept.min())) < n:
             m = min(batch_size, max_proposals - n_tried)
-            if not m:
+            # Five standard deviations behind the pace that would reach n, and ten for small counts.
+            if not m or least + 5 * math.sqrt(least) + 10 < n * n_tried / max_proposals:
                 raise RuntimeError(
-                    f"a replicate kept {int(n_kept.min())} of {n_tried} proposals, fewer than the "
-                    f"n = {n} asked for; raise max_proposals, or keep more with percentile or "
+                    f"a replicate kept {least} of {n_tried} proposals, too few to reach n = {n} "
+                    f"with {max_proposals}; raise max_proposals, or keep more with percentile or "
                     "budget"
                 )
-            z = propose((replicates, m), generator)
+            z = gan.prior((replicates, m), generator)
             d = logit(z)
-            _check_finite(d)
             n_tried += m
             raised = torch.maximum(bound, d.amax(dim=1))
             if scale is None and (raised > bound).any():
                 thinner = log_accept(logits, raised, row) - log_accept(logits, bound, row)
-                stay = rand(len(row), generator=generator).log() < thinner
+                stay = log_uniform(thinner, generator) < thinner
                 row, latents, logits = row[stay], latents[stay], logits[stay]
                 bound = raised
-            kept = rand(replicates, m, generator=generator).log() < log_accept(d, bound, every)
+            kept = log_uniform(d, generator) < log_accept(d, bound, every)
             row = torch.cat([row, every.expand_as(kept)[kept]])
             latents, logits = torch.cat([latents, z[kept]]), torch.cat([logits, d[kept]])
             n_kept = row.bincount(minlength=replicates)
@@ -150,11 +176,10 @@ def mh_gan(
     Raises ValueError for `data` that are not one start for each chain.
     """
     check_positive(n=n, n_steps=n_steps)
-    logit, propose = _logit(gan), _prior(gan)
-    kernel = independence_mh(logit, propose)
-    with count_calls(gan.generator, gan.discriminator) as calls, torch.no_grad():
+    kernel = independence_mh(gan.logit, gan.prior)
+    with _counting(gan) as calls, torch.no_grad():
         _look(gan, replicates, generator)
-        z = propose((replicates, n), generator)
+        z = gan.prior((replicates, n), generator)
         if data is not None:
             kernel = kernel._replace(init=_start_at(gan, data, (replicates, n)))
         chain = run_chain(kernel, z, n_steps, generator, thin=n_steps)
@@ -164,8 +189,8 @@ def mh_gan(
             stuck = (~moved).int().argsort(dim=1, descending=True, stable=True)
             stuck = stuck[:, : int((~moved).sum(dim=1).max())]
             fresh = run_chain(
-                independence_mh(logit, propose),
-                propose(tuple(stuck.shape), generator),
+                independence_mh(gan.logit, gan.prior),
+                gan.prior(tuple(stuck.shape), generator),
                 n_steps,
                 generator,
                 thin=n_steps,
@@ -192,8 +217,7 @@ def isir_gan(
     acceptance rate is the share of steps that leave the state.
     """
     check_positive(n=n, n_steps=n_steps)
-    propose = _prior(gan)
-    kernel = isir(_logit(gan), propose, n_candidates)
+    kernel = isir(gan.logit, gan.prior, n_candidates)
     return _run(gan, kernel, n, generator, replicates, n_steps)
 
 
@@ -203,7 +227,7 @@ def ddls(
     generator: torch.Generator,
     *,
     replicates: int = 1,
-    step_size: float | tuple[float, ...] = 0.01,
+    step_size: float | Sequence[float] = 0.01,
     n_steps: int = 1000,
     kernel: Callable[[Energy, float], Kernel] = mala,
     energy: Callable[[Gan], Energy] = latent_energy,
@@ -218,7 +242,7 @@ def ddls(
     Raises FloatingPointError, with the step, where an energy or its gradient is not finite.
     """
     check_positive(n=n, n_steps=n_steps)
-    sizes = step_size if isinstance(step_size, tuple) else (step_size,)
+    sizes = np.atleast_1d(step_size).tolist()
     mixed = mixture(*(kernel(energy(gan), size) for size in sizes))
     return _run(gan, mixed, n, generator, replicates, n_steps)
 
@@ -268,17 +292,16 @@ def dot(
     Raises ValueError for another space, or `tangent` in the data space.
     """
     check_positive(n=n, n_steps=n_steps, learning_rate=learning_rate)
-    if space not in ("latent", "data"):
-        raise ValueError(f'space must be "latent" or "data", got {space!r}')
+    _check_space(space)
     if tangent and space == "data":
         raise ValueError('tangent is for latents, whose prior lives near a sphere; use "latent"')
-    with count_calls(gan.generator, gan.discriminator) as calls:
+    with _counting(gan) as calls, gradients():
         _look(gan, replicates, generator)
-        start, mover = randn(replicates, n, gan.latent_dim, generator=generator), gan
+        start, mover = gan.prior((replicates, n), generator), gan
         if space == "data":
             with torch.no_grad():
-                start = gan.generator(start)
-            mover = Gan(nn.Identity(), gan.discriminator, start.shape[2])
+                start = at_least_float32(gan.generator(start))
+            mover = Gan(nn.Identity(), gan.discriminator, math.prod(start.shape[2:]))
         if k is None:
             k = lipschitz_estimate(gan, generator, replicates=replicates, space=space)[:, None]
         energy, point = dot_energy(mover, start, k), start.clone().requires_grad_()
@@ -311,16 +334,27 @@ def lipschitz_estimate(
     """Mean over `n_draws` of the largest of `n_pairs` slopes |d(x) - d(y)| / |x - y|, (R,).
 
     x and y are draws of the generator; in the "latent" space the distance is that of their latents.
-    An estimate of the Lipschitz constant from below (Tanaka 2019, arXiv:1910.06832).
+    An estimate of the Lipschitz constant from below (Tanaka 2019, arXiv:1910.06832). Two draws that
+    are one point have no slope and are left out.
+
+    Raises ValueError for another space.
     """
-    check_positive(n_pairs=n_pairs, n_draws=n_draws)
-    with torch.no_grad():
-        z = randn(replicates, 2 * n_draws * n_pairs, gan.latent_dim, generator=generator)
+    check_positive(replicates=replicates, n_pairs=n_pairs, n_draws=n_draws)
+    _check_space(space)
+    with torch.no_grad(), evaluating(gan.generator, gan.discriminator):
+        z = gan.prior((replicates, 2 * n_draws * n_pairs), generator)
         x = gan.generator(z)
         d, points = gan.discriminator(x), z if space == "latent" else x.flatten(2)
+        d, points = at_least_float32(d), at_least_float32(points)
         rise = (d[:, ::2] - d[:, 1::2]).abs()
-        slope = rise / (points[:, ::2] - points[:, 1::2]).norm(dim=2)
+        run = (points[:, ::2] - points[:, 1::2]).norm(dim=2)
+        slope = torch.where(run > 0, rise / run, 0.0)
     return slope.reshape(replicates, n_draws, n_pairs).amax(dim=2).mean(dim=1)
+
+
+def _check_space(space: str) -> None:
+    if space not in ("latent", "data"):
+        raise ValueError(f'space must be "latent" or "data", got {space!r}')
 
 
 class _Linear(nn.Module):
@@ -336,20 +370,36 @@ class _Linear(nn.Module):
 
 
 class _Monotone(nn.Module):
-    """Piecewise linear through points (knots, values) of each replicate, constant beyond them."""
+    """Piecewise linear through points (knots, values) of each replicate, constant beyond them.
 
-    def __init__(self, knots: list[Tensor], values: list[Tensor]) -> None:
+    Both are (R, m); a replicate with fewer points repeats its last one.
+    """
+
+    def __init__(self, knots: Tensor, values: Tensor) -> None:
         super().__init__()
-        self.knots, self.values = knots, values
+        self.register_buffer("knots", knots)
+        self.register_buffer("values", values)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        for name, buffer in self.named_buffers():  # m is that of the data a map was fitted to
+            if (saved := state.get(prefix + name)) is not None:
+                setattr(self, name, buffer.new_empty(saved.shape))
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, d: Tensor) -> Tensor:
-        rows = []
-        for x, y, row in zip(self.knots, self.values, d, strict=True):
-            x, y = x.to(d), y.to(d)
-            right = torch.searchsorted(x, row.detach().contiguous()).clamp(1, len(x) - 1)
-            share = ((row - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
-            rows.append(y[right - 1] + share * (y[right] - y[right - 1]))
-        return torch.stack(rows)
+        if len(d) != len(self.knots):
+            raise ValueError(
+                f"this calibration was fitted to {len(self.knots)} replicates, got logits "
+                f"{tuple(d.shape)}"
+            )
+        d = d.to(torch.promote_types(d.dtype, self.knots.dtype))
+        x, y = self.knots.to(d.dtype), self.values.to(d.dtype)
+        # Within the knots the search never ends at a repeated one.
+        d = d.clamp(x[:, :1], x[:, -1:])
+        right = torch.searchsorted(x, d.detach().contiguous()).clamp(1, x.shape[1] - 1)
+        left_x, right_x = x.gather(1, right - 1), x.gather(1, right)
+        left_y, right_y = y.gather(1, right - 1), y.gather(1, right)
+        return left_y + (d - left_x) / (right_x - left_x) * (right_y - left_y)
 
 
 def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
@@ -362,11 +412,14 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
     that held one class only would have an infinite logit; one generated sample is added above all
     and one real sample below all, so that none does. It is flat nearly everywhere, so of no use
     where a gradient is needed. Use it as
-    `nn.Sequential(gan.discriminator, calibrate(real, fake))`.
+    `nn.Sequential(gan.discriminator, calibrate(real, fake))`. Its state can be loaded into a
+    calibration of any other logits of R replicates by the same method. The fit is of standardised
+    logits: the map of c d + b gives what that of d gives, for every c > 0 and b.
 
     Raises ValueError for other shapes, fewer than 100 held-out logits of each class, another
     method, logits that are all equal, or logits that a threshold separates, where the likelihood
-    has no maximum.
+    has no maximum. Warns if a discriminator is the wrong way round: generated samples have the
+    higher mean.
     """
     if method not in ("platt", "temperature", "isotonic"):
         raise ValueError(f'method must be "platt", "temperature" or "isotonic", got {method!r}')
@@ -382,51 +435,84 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
             f"{n} held-out logits of each class are too few to calibrate; give at least "
             f"{MIN_CALIBRATION}"
         )
+    if bool((torch.cat([real, fake], dim=1) == real[:, :1]).all(dim=1).any()):
+        raise ValueError("all held-out logits are equal, so they tell nothing; calibrate another")
     apart = (real.amin(dim=1) > fake.amax(dim=1)) | (real.amax(dim=1) < fake.amin(dim=1))
     if bool(apart.any()):
         raise ValueError(
             "a threshold separates the held-out logits of real and generated samples: no "
             "calibration is finite; regularise the discriminator, or hold out more"
         )
-    if bool((torch.cat([real, fake], dim=1).std(dim=1) == 0).any()):
-        raise ValueError("all held-out logits are equal, so they tell nothing; calibrate another")
-    labels = torch.arange(2).repeat_interleave(n).numpy()
-    logits = torch.cat([fake, real], dim=1).detach().double().cpu().numpy()
+    logits = torch.cat([fake, real], dim=1).detach().cpu().double().numpy()
+    labels = np.repeat([0, 1], n)
+    centre, spread = logits.mean(axis=1, keepdims=True), logits.std(axis=1, keepdims=True)
+    logits = (logits - centre) / spread
+    # The sign of the slope that maximises the likelihood of balanced classes.
+    wrong = np.flatnonzero(logits[:, n:].mean(axis=1) < logits[:, :n].mean(axis=1))
+    if len(wrong):
+        warnings.warn(
+            f"in {len(wrong)} of {len(logits)} replicates generated samples have the higher "
+            "mean logit: the discriminator is the wrong way round, or blind; a logit is high where "
+            "a sample is real",
+            stacklevel=2,
+        )
+
+    def stored(rows: np.ndarray) -> Tensor:
+        return at_least_float32(real.detach()).new_tensor(rows)
+
     if method == "isotonic":
         # A generated sample above all and a real one below all: no step holds one class only.
         labels = np.append(labels, [0, 1])
         rows = [np.append(row, [row.max(), row.min()]) for row in logits]
         fits = [IsotonicRegression().fit(row, labels) for row in rows]
-        knots = [torch.from_numpy(fit.X_thresholds_) for fit in fits]
-        return _Monotone(knots, [torch.from_numpy(fit.y_thresholds_).logit() for fit in fits])
+        longest = max(len(fit.X_thresholds_) for fit in fits)
+
+        knots, shares = (
+            np.stack([np.pad(end, (0, longest - len(end)), "edge") for end in ends])
+            for ends in zip(*((fit.X_thresholds_, fit.y_thresholds_) for fit in fits), strict=True)
+        )
+        return _Monotone(stored(centre + spread * knots), stored(shares).logit())
     fits = [LogisticRegression(C=math.inf).fit(row[:, None], labels) for row in logits]
-    slope = real.new_tensor([[float(fit.coef_[0, 0])] for fit in fits])
-    offset = real.new_tensor([[float(fit.intercept_[0])] for fit in fits])
-    return _Linear(slope, torch.zeros_like(offset) if method == "temperature" else offset)
+    slope = np.stack([fit.coef_[0] for fit in fits]) / spread
+    offset = np.stack([fit.intercept_ for fit in fits]) - slope * centre
+    return _Linear(stored(slope), stored(0 * offset if method == "temperature" else offset))
 
 
-def _logit(gan: Gan) -> Callable[[Tensor], Tensor]:
-    return lambda z: gan.discriminator(gan.generator(z))
+@contextlib.contextmanager
+def _counting(gan: Gan) -> Iterator[Callable[[], Calls]]:
+    """Both networks in evaluation mode, and their calls."""
+    networks = gan.generator, gan.discriminator
+    with evaluating(*networks), count_calls(*networks) as calls:
+        yield calls
 
 
-def _prior(gan: Gan) -> Sample:
-    return lambda size, generator: randn(*size, gan.latent_dim, generator=generator)
+def _look(
+    gan: Gan, replicates: int, generator: torch.Generator, depth: int = 3
+) -> tuple[Tensor, Tensor]:
+    """Latents (R, 100, latent_dim) and their logits (R, 100), to see their types and devices.
 
-
-def _look(gan: Gan, replicates: int, generator: torch.Generator, depth: int = 3) -> None:
-    """Raise or warn, before any work, if `gan` does not map latents to one logit each."""
+    Raises or warns, before any work, if `gan` does not map latents to one logit each.
+    """
     check_positive(replicates=replicates)
     own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
-    z = randn(replicates, 100, gan.latent_dim, generator=own)
+    z = gan.prior((replicates, 100), own)
     with torch.no_grad():
         try:
             x = gan.generator(z)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"the generator does not take latents {tuple(z.shape)}, which is (replicates, n, "
-                f"latent_dim): {error}. Give replicates, and the Gan latent_dim, as it was built"
+                f"the generator does not take latents {tuple(z.shape)} of {z.dtype}, which is "
+                f"(replicates, n, latent_dim): {error}. Give replicates, and the Gan latent_dim, "
+                "as it was built; all weights must be float32, or all float64"
             ) from error
-        d = gan.discriminator(x)
+        try:
+            d = gan.discriminator(x)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the discriminator does not take samples {tuple(x.shape)} of {x.dtype}, as the "
+                f"generator returns them: {error}. Its weights are {dtype_of(gan.discriminator)}; "
+                "give both networks one type with .float() or .double()"
+            ) from error
     if d.shape != z.shape[:2]:
         raise ValueError(
             f"the discriminator must map samples (R, n, *event) to logits (R, n), here "
@@ -439,6 +525,7 @@ def _look(gan: Gan, replicates: int, generator: torch.Generator, depth: int = 3)
             "logit log D - log(1 - D), its output before the sigmoid",
             stacklevel=depth,  # the line that called the sampler
         )
+    return z, at_least_float32(d)
 
 
 def _check_finite(d: Tensor) -> None:
@@ -453,9 +540,9 @@ def _run(
     gan: Gan, kernel: Kernel, n: int, generator: torch.Generator, replicates: int, n_steps: int
 ) -> Refined:
     """The generator's samples at the last states of n chains from the prior."""
-    with count_calls(gan.generator, gan.discriminator) as calls:
+    with _counting(gan) as calls:
         _look(gan, replicates, generator, depth=4)
-        start = randn(replicates, n, gan.latent_dim, generator=generator)
+        start = gan.prior((replicates, n), generator)
         chain = run_chain(kernel, start, n_steps, generator, thin=n_steps)
         latents = chain.positions[-1]
         with torch.no_grad():
@@ -471,7 +558,10 @@ def _start_at(gan: Gan, data: Tensor, size: tuple[int, int]) -> Callable[[Tensor
             f"{tuple(data.shape)}"
         )
     check_samples(data=data)
-    return lambda z: State(z.clone(), -gan.discriminator(data), None)
+    data = data.to(dtype_of(gan.discriminator) or data.dtype)
+    d = at_least_float32(gan.discriminator(data))
+    _check_finite(d)
+    return lambda z: State(z.clone(), -d, None)
 
 
 def _log_gap(d: Tensor, bound: Tensor) -> Tensor:
@@ -482,7 +572,7 @@ def _log_gap(d: Tensor, bound: Tensor) -> Tensor:
 
 def _log_scale(pilot: Tensor, bound: Tensor, budget: float) -> Tensor:
     """log(c/M) per replicate, (R,), such that min(1, c r/M) has the mean 1/budget, and c >= 1."""
-    low, high = -bound.double(), -pilot.amin(dim=1).double()
+    low, high = -bound, -pilot.amin(dim=1)
     for _ in range(60):
         middle = (low + high) / 2
         rate = (pilot + middle[:, None]).clamp(max=0).exp().mean(dim=1)
@@ -490,4 +580,4 @@ def _log_scale(pilot: Tensor, bound: Tensor, budget: float) -> Tensor:
             torch.where(rate < 1 / budget, middle, low),
             torch.where(rate < 1 / budget, high, middle),
         )
-    return low.to(pilot)
+    return low

@@ -3,11 +3,15 @@
 An energy maps points (*batch, *event) to energies (*batch) in nats; it may be a network or any
 function that autograd can follow. Each point of the batch is a chain of its own. The Langevin step
 is written one way everywhere: x <- x - (step_size / 2) grad E(x) + sqrt(step_size) noise.
+
+A network that is the energy or the log ratio runs in evaluation mode while chains run. Energies are
+kept in float32 or better, and uniform numbers drawn in their type, whatever the network returns.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,7 +29,11 @@ from gan_ebm_utils.base import (
     Refined,
     Sample,
     State,
+    at_least_float32,
     check_positive,
+    dtype_of,
+    evaluating,
+    gradients,
     rand,
 )
 
@@ -52,7 +60,7 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
         always = torch.ones_like(state.energy)
         return _evaluate(energy, position), Info(always, always.bool())
 
-    return Kernel(lambda position: _init(energy, position), step)
+    return Kernel(lambda position: _init(energy, position), step, (energy,))
 
 
 def mala(energy: Energy, step_size: float) -> Kernel:
@@ -77,7 +85,7 @@ def mala(energy: Energy, step_size: float) -> Kernel:
         log_alpha = state.energy - proposal.energy + correction
         return _accept(state, proposal, log_alpha, generator)
 
-    return Kernel(lambda position: _init(energy, position), step)
+    return Kernel(lambda position: _init(energy, position), step, (energy,))
 
 
 def mixture(*kernels: Kernel) -> Kernel:
@@ -98,7 +106,7 @@ def mixture(*kernels: Kernel) -> Kernel:
         which = torch.randint(len(kernels), (1,), generator=generator, device=generator.device)
         return kernels[int(which)].step(state, generator)
 
-    return Kernel(kernels[0].init, step)
+    return Kernel(kernels[0].init, step, sum((kernel.networks for kernel in kernels), ()))
 
 
 def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> Kernel:
@@ -113,14 +121,13 @@ def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> K
         return _init_relative(log_ratio, position)
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
-        batch = tuple(state.energy.shape)
-        position = propose(batch, generator)
+        position = _propose(propose, tuple(state.position.shape), state.energy.ndim, generator)
         proposal = State(position, _relative_energy(log_ratio, position), None)
         # A state outside the support is left at once.
         log_alpha = torch.where(state.energy.isinf(), 0.0, state.energy - proposal.energy)
         return _accept(state, proposal, log_alpha, generator)
 
-    return Kernel(init, step)
+    return Kernel(init, step, (log_ratio,))
 
 
 def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: int) -> Kernel:
@@ -139,9 +146,10 @@ def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: i
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
         *lead, n_chains = state.energy.shape
         # All proposals of a replicate stand on one axis, as a network of stacked replicates asks.
-        fresh = propose((*lead, n_chains * n_fresh), generator)
+        axis = state.energy.ndim  # of the candidates
+        shape = (*lead, n_chains * n_fresh, *state.position.shape[axis:])
+        fresh = _propose(propose, shape, axis, generator)
         energy = _relative_energy(log_ratio, fresh).reshape(*lead, n_chains, n_fresh)
-        axis = energy.ndim - 1  # of the candidates
         fresh = fresh.reshape(*energy.shape, *fresh.shape[axis:])
         energies = torch.cat([state.energy[..., None], energy], dim=axis)
         positions = torch.cat([state.position.unsqueeze(axis), fresh], dim=axis)
@@ -159,7 +167,7 @@ def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: i
         )
         return moved, Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
 
-    return Kernel(lambda position: _init_relative(log_ratio, position), step)
+    return Kernel(lambda position: _init_relative(log_ratio, position), step, (log_ratio,))
 
 
 def rejection_sample(
@@ -184,15 +192,16 @@ def rejection_sample(
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     kept, n_kept, n_tried = [], 0, 0
     while n_kept < n:
-        x = propose((batch_size,), generator)
-        r = -_relative_energy(log_ratio, x)
+        with torch.no_grad(), evaluating(log_ratio):
+            x = propose((batch_size,), generator)
+            r = -_relative_energy(log_ratio, x)
         n_tried += batch_size
         if exceeding := int((r > log_bound).sum()):
             raise ValueError(
                 f"{exceeding} of {batch_size} log ratios exceed log_bound = {log_bound:g}, the "
                 f"largest is {float(r.max()):g}; give a bound that holds everywhere"
             )
-        accepted = x[rand(batch_size, generator=generator).log() < r - log_bound]
+        accepted = x[log_uniform(r, generator) < r - log_bound]
         kept.append(accepted)
         n_kept += len(accepted)
         if n_kept < 1e-6 * n_tried - 10:
@@ -239,15 +248,19 @@ def annealed_log_partition(
         return lambda x: b * energy(x) - (1 - b) * start.log_prob(x)
 
     x = start.sample((replicates, n_chains), generator)
-    log_weight = torch.zeros(replicates, n_chains, dtype=torch.float64, device=x.device)
-    for level in range(1, n_levels + 1):
-        with torch.no_grad():
-            log_weight -= (energy(x) + start.log_prob(x)).double() / n_levels
-        if level < n_levels:
-            x = run_chain(mala(bridge(level / n_levels), step_size), x, 1, generator).positions[0]
+    x = x.to(dtype_of(energy) or x.dtype)
+    # Summed on the CPU, since not every device has float64.
+    log_weight = torch.zeros(replicates, n_chains, dtype=torch.float64, device="cpu")
+    with evaluating(energy):  # which the bridges hide
+        for level in range(1, n_levels + 1):
+            with torch.no_grad():
+                log_weight -= (energy(x) + start.log_prob(x)).cpu().double() / n_levels
+            if level < n_levels:
+                kernel = mala(bridge(level / n_levels), step_size)
+                x = run_chain(kernel, x, 1, generator).positions[0]
     value = log_weight.logsumexp(dim=1) - math.log(n_chains)
     weight = (log_weight - value[:, None]).exp()  # its mean is 1
-    return LogPartition(value, weight.std(dim=1) / math.sqrt(n_chains))
+    return LogPartition(value.to(x), (weight.std(dim=1) / math.sqrt(n_chains)).to(x))
 
 
 def run_chain(
@@ -263,23 +276,32 @@ def run_chain(
     The start itself is not kept and not changed. Memory grows with n_steps / thin only.
 
     Raises ValueError for counts below 1, more `thin` than steps, or a position that requires a
-    gradient; FloatingPointError, with the step and the number of chains, where an energy is nan.
+    gradient; FloatingPointError, with the step and the number of chains, where an energy is nan;
+    RuntimeError for a kernel with gradients within `torch.inference_mode`. Warns if all chains end
+    where they began.
     """
     check_positive(n_steps=n_steps, thin=thin)
     if thin > n_steps:
         raise ValueError(f"thin must be at most n_steps, got {thin} and {n_steps}: nothing is kept")
-    state = _at_step(0, kernel.init, position)
-    n_kept = n_steps // thin
-    positions = state.position.new_empty(n_kept, *state.position.shape)
-    energies = state.energy.new_empty(n_kept, *state.energy.shape)
-    rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
-    for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
-        state, info = _at_step(step, kernel.step, state, generator)
-        rate += info.acceptance_rate
-        moved += info.is_accepted
-        if step % thin == 0:
-            positions[step // thin - 1] = state.position
-            energies[step // thin - 1] = state.energy
+    with evaluating(*kernel.networks):
+        state = start = _at_step(0, kernel.init, position)
+        n_kept = n_steps // thin
+        positions = state.position.new_empty(n_kept, *state.position.shape)
+        energies = state.energy.new_empty(n_kept, *state.energy.shape)
+        rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
+        for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
+            state, info = _at_step(step, kernel.step, state, generator)
+            rate += info.acceptance_rate
+            moved += info.is_accepted
+            if step % thin == 0:
+                positions[step // thin - 1] = state.position
+                energies[step // thin - 1] = state.energy
+    if torch.equal(state.position, start.position):
+        warnings.warn(
+            f"all chains stand where they began, after {n_steps} steps: their law is that of the "
+            "start; lower the step size, or run longer",
+            stacklevel=2,
+        )
     return Chain(positions, energies, Info(rate / n_steps, moved / n_steps))
 
 
@@ -304,7 +326,8 @@ class ReplayBuffer:
         if not 0 <= fresh_share <= 1:
             raise ValueError(f"fresh_share must lie in [0, 1], got {fresh_share}")
         self.fresh, self.fresh_share = fresh, fresh_share
-        self.positions = fresh((replicates, capacity), generator)
+        # A copy, since `store` writes into it.
+        self.positions = fresh((replicates, capacity), generator).detach().clone()
         self._drawn: Tensor | None = None
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
@@ -331,6 +354,17 @@ class ReplayBuffer:
         self._drawn = None
 
 
+def log_uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """log u for uniform u, of the shape and type of `like`, but in float32 or better.
+
+    In half precision u is 0 once in some hundred draws, in float32 once in 17 million, and its
+    logarithm lies below every other number; so u is at least half the smallest step between draws.
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    uniform = torch.rand(like.shape, generator=generator, device=like.device, dtype=dtype)
+    return uniform.clamp_(min=torch.finfo(dtype).eps / 4).log_()
+
+
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
@@ -342,6 +376,11 @@ def _squares(x: Tensor, batch: int) -> Tensor:
 
 def _init(energy: Energy, position: Tensor) -> State:
     _check_position(position)
+    if position.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"position is {position.dtype}, in which small steps are lost; give it, and the energy "
+            "its weights, in float32 or float64"
+        )
     # A copy, so that no chain shares memory with what the caller holds.
     return _evaluate(energy, position.clone())
 
@@ -365,8 +404,8 @@ def _check_position(position: Tensor) -> None:
 
 def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
     """The state at `position`; with `walls` an energy of +inf is allowed, and its gradient is 0."""
-    x = position.detach().requires_grad_()
-    with torch.enable_grad():
+    with gradients():
+        x = position.detach().requires_grad_()
         value = energy(x)
         _check_energy(value, position, "energy")
         if not value.requires_grad:
@@ -375,7 +414,7 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
                 "compute it from its argument without detach or no_grad"
             )
         (grad,) = torch.autograd.grad(value.sum(), x)
-    value = value.detach()
+    value = at_least_float32(value.detach())
     # A sum is finite only if every term is; looking at each costs more and is rarely needed.
     if not math.isfinite(float(value.sum() + grad.sum())):
         wall = (value == float("inf")) & walls
@@ -390,9 +429,23 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
     return State(position, value, grad)
 
 
+def _propose(
+    propose: Sample, shape: tuple[int, ...], n_batch: int, generator: torch.Generator
+) -> Tensor:
+    """Proposals of the given shape, whose first `n_batch` axes are asked for."""
+    with torch.no_grad():
+        position = propose(shape[:n_batch], generator)
+    if tuple(position.shape) != shape:
+        raise ValueError(
+            f"propose must return {shape} for the size {shape[:n_batch]}, a point for each chain, "
+            f"got {tuple(position.shape)}"
+        )
+    return position
+
+
 def _relative_energy(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
     with torch.no_grad():
-        value = log_ratio(position)
+        value = at_least_float32(log_ratio(position))
     _check_energy(value, position, "log ratio")
     if bad := int((value.isnan() | (value == float("inf"))).sum()):
         raise FloatingPointError(
@@ -414,10 +467,7 @@ def _check_energy(value: Tensor, position: Tensor, name: str) -> None:
 def _accept(
     state: State, proposal: State, log_alpha: Tensor, generator: torch.Generator
 ) -> tuple[State, Info]:
-    uniform = torch.rand(
-        log_alpha.shape, generator=generator, device=log_alpha.device, dtype=log_alpha.dtype
-    )
-    accepted = uniform.log() < log_alpha
+    accepted = log_uniform(log_alpha, generator) < log_alpha
     wide = accepted.reshape(*accepted.shape, *[1] * (state.position.ndim - accepted.ndim))
     wide = wide.expand_as(state.position).contiguous()  # `where` takes twice as long to broadcast
     grad = None if state.grad is None else torch.where(wide, proposal.grad, state.grad)

@@ -6,15 +6,17 @@ or what `datasets.minibatches` returns.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gan_ebm_utils.base import Gan, Kernel, Sample, check_positive, randn
+from gan_ebm_utils.base import Gan, Kernel, Sample, check_positive, evaluating, gradients
 from gan_ebm_utils.losses import gan_d_loss
 from gan_ebm_utils.samplers import ReplayBuffer, run_chain
 
@@ -38,6 +40,7 @@ class EbmHistory(NamedTuple):
     fake: Tensor
 
 
+@gradients()
 def fit_discriminator(
     discriminator: nn.Module,
     real: Sample,
@@ -55,15 +58,15 @@ def fit_discriminator(
 
     Each of `n_steps` steps of Adam draws `batch_size` fresh samples of both per replicate and
     lowers loss(d(x), d(y)) + penalty(discriminator, x, y, generator), summed over replicates. The
-    learning rate falls to 0 along a cosine, so that the last weights are settled. Returns the loss
-    of each step, (n_steps, replicates).
+    learning rate falls to 0 along a cosine, so that the last weights are settled. Weights that
+    require no gradient stay as they are. Returns the loss of each step, (n_steps, replicates).
 
-    Raises ValueError for counts below 1 or samples that are not finite, RuntimeError with the step
-    if the loss stops being finite.
+    Raises ValueError for counts below 1, samples that are not finite or a network that is frozen,
+    RuntimeError with the step if the loss stops being finite.
     """
     check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     check_positive(learning_rate=learning_rate)
-    optimizer = _adam(discriminator, learning_rate, (0.9, 0.99))
+    optimizer = _adam("discriminator", discriminator, learning_rate, (0.9, 0.99))
     size = (replicates, batch_size)
     losses = _record(n_steps, replicates, generator)
     for step in tqdm(range(n_steps), desc="discriminator"):
@@ -83,21 +86,26 @@ def refit_discriminator(
     generator: torch.Generator,
     **settings: object,
 ) -> Gan:
-    """`gan` with `discriminator` in the place of its own, fitted to its generator as it stands.
+    """`gan` with a copy of `discriminator` in the place of its own, fitted to its generator.
 
-    The generator is frozen, so that the logit tends to log(p_d / p_g) and not to where a game left
-    it. `settings` are those of `fit_discriminator`: replicates, batch_size, learning_rate, penalty.
-    `data` draws from the points that the refit may see.
+    The generator stays as it is, in evaluation mode, so that the logit tends to log(p_d / p_g) and
+    not to where a game left it. `discriminator` is where the fit starts and is not changed; the
+    copy comes back frozen, in evaluation mode. `settings` are those of `fit_discriminator`:
+    replicates, batch_size, learning_rate, penalty. `data` draws from the points that the refit may
+    see.
     """
 
     def fake(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
         with torch.no_grad():
-            return gan.generator(randn(*size, gan.latent_dim, generator=generator))
+            return gan.generator(gan.prior(size, generator))
 
-    fit_discriminator(discriminator, data, fake, gan_d_loss, n_steps, generator, **settings)
-    return gan._replace(discriminator=discriminator.requires_grad_(False))
+    refitted = copy.deepcopy(discriminator)
+    with evaluating(gan.generator):
+        fit_discriminator(refitted, data, fake, gan_d_loss, n_steps, generator, **settings)
+    return gan._replace(discriminator=refitted.eval().requires_grad_(False))
 
 
+@gradients()
 def train_gan(
     gan: Gan,
     data: Sample,
@@ -118,14 +126,20 @@ def train_gan(
 
     The discriminator lowers d_loss(d(x), d(G(z))) + penalty(d, x, G(z), generator), the generator
     lowers g_loss(d(x), d(G(z))) with the same x and fresh z. Both use Adam; over the second half
-    the learning rate falls linearly to 0. `callback(step)` is called after each step.
+    the learning rate falls linearly to 0. Weights that require no gradient stay as they are.
+    `callback(step)` is called after each step.
 
-    Raises as `fit_discriminator` does.
+    Raises as `fit_discriminator` does, and ValueError for networks that share weights to train.
     """
     check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
     check_positive(learning_rate=learning_rate)
-    d_optimizer = _adam(gan.discriminator, learning_rate, betas)
-    g_optimizer = _adam(gan.generator, learning_rate, betas)
+    d_optimizer = _adam("discriminator", gan.discriminator, learning_rate, betas)
+    g_optimizer = _adam("generator", gan.generator, learning_rate, betas)
+    if shared := len({*_weights(gan.discriminator)} & {*_weights(gan.generator)}):
+        raise ValueError(
+            f"generator and discriminator share {shared} weights, which cannot follow two losses; "
+            "freeze them, or give each network its own"
+        )
     size = (replicates, batch_size)
     history = History(*(_record(n_steps, replicates, generator) for _ in History._fields))
     for step in tqdm(range(n_steps), desc="GAN"):
@@ -134,15 +148,14 @@ def train_gan(
         for _ in range(d_steps):
             x = data(size, generator)
             with torch.no_grad():
-                y = gan.generator(randn(*size, gan.latent_dim, generator=generator))
+                y = gan.generator(gan.prior(size, generator))
             value = _discriminator_step(
                 gan.discriminator, d_optimizer, d_loss, penalty, x, y, generator, step
             )
         history.d_loss[step] = value
         # The generator's gradient passes through the discriminator, whose weights need none.
-        gan.discriminator.requires_grad_(False)
-        try:
-            z = randn(*size, gan.latent_dim, generator=generator)
+        with _frozen(gan.discriminator):
+            z = gan.prior(size, generator)
             value = g_loss(gan.discriminator(x), gan.discriminator(gan.generator(z)))
             if not value.isfinite().all():
                 raise RuntimeError(
@@ -151,8 +164,6 @@ def train_gan(
                 )
             g_optimizer.zero_grad()
             value.sum().backward()
-        finally:
-            gan.discriminator.requires_grad_(True)
         g_optimizer.step()
         history.g_loss[step] = value.detach()
         if callback is not None:
@@ -160,6 +171,7 @@ def train_gan(
     return history
 
 
+@gradients()
 def train_ebm(
     energy: nn.Module,
     data: Sample,
@@ -181,21 +193,23 @@ def train_ebm(
     they start is what tells contrastive divergence, persistent and short-run chains apart. With
     exact negatives and alpha = 0 the mean gradient is that of the negative log-likelihood (Hinton
     2002; alpha: Du and Mordatch 2019, arXiv:1903.08689). Adam; over the second half the learning
-    rate falls linearly to 0. `callback(step)` is called after each step.
+    rate falls linearly to 0. `callback(step)` is called after each step. While negatives are drawn
+    the energy is in evaluation mode.
 
-    Raises ValueError for counts below 1, a negative alpha or negatives of another shape than the
-    data, RuntimeError with the step if an energy stops being finite.
+    Raises ValueError for counts below 1, a frozen energy, a negative alpha or negatives of another
+    shape than the data, RuntimeError with the step if an energy stops being finite.
     """
     check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     check_positive(learning_rate=learning_rate)
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
-    optimizer = _adam(energy, learning_rate, betas)
+    optimizer = _adam("energy", energy, learning_rate, betas)
     history = EbmHistory(*(_record(n_steps, replicates, generator) for _ in EbmHistory._fields))
     for step in tqdm(range(n_steps), desc="EBM"):
         _set_rate(optimizer, learning_rate * min(1.0, 2 * (1 - step / n_steps)))
         x = data((replicates, batch_size), generator)
-        y = negatives(x, generator).detach()
+        with evaluating(energy):
+            y = negatives(x, generator).detach()
         if y.shape != x.shape:
             raise ValueError(f"negatives must be {tuple(x.shape)}, got {tuple(y.shape)}")
         real, fake = energy(x), energy(y)
@@ -253,8 +267,33 @@ def _record(n_steps: int, replicates: int, generator: torch.Generator) -> Tensor
     return torch.full((n_steps, replicates), math.nan, device=generator.device)
 
 
-def _adam(network: nn.Module, learning_rate: float, betas: tuple[float, float]) -> torch.optim.Adam:
-    return torch.optim.Adam(network.parameters(), lr=learning_rate, betas=betas, fused=True)
+def _weights(network: nn.Module) -> list[nn.Parameter]:
+    """The weights of `network` that are to be trained."""
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
+@contextlib.contextmanager
+def _frozen(network: nn.Module) -> Iterator[None]:
+    """Inside the block no weight of `network` requires a gradient; afterwards those that did."""
+    weights = _weights(network)
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
+
+
+def _adam(
+    name: str, network: nn.Module, learning_rate: float, betas: tuple[float, float]
+) -> torch.optim.Adam:
+    if not (weights := _weights(network)):
+        raise ValueError(
+            f"the {name} has no weight that requires a gradient, so there is nothing to train; if "
+            "it was frozen, as refitted and loaded networks are, call its requires_grad_(True)"
+        )
+    return torch.optim.Adam(weights, lr=learning_rate, betas=betas, fused=True)
 
 
 def _set_rate(optimizer: torch.optim.Adam, learning_rate: float) -> None:

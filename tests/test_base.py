@@ -11,14 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gan_ebm_utils import base
 from gan_ebm_utils.base import (
+    Calls,
+    Gan,
     check_count,
     check_positive,
     check_samples,
+    count_calls,
     default_device,
+    dtype_of,
     environment_path,
+    evaluating,
+    gradients,
     partial_folder,
     rand,
     randn,
@@ -343,3 +350,63 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
         part.write_text("half")
         raise RuntimeError
     assert path.read_text() == "whole" and os.listdir(path.parent) == ["file"]
+
+
+# --- networks ---
+
+
+def test_modes_are_restored_module_by_module():
+    still = nn.BatchNorm1d(2).eval()  # on purpose
+    network = nn.Sequential(nn.Dropout(), still)
+    before = [module.training for module in network.modules()]
+    assert before == [True, True, False]
+    with evaluating(network, network, None, torch.sin):  # twice: it is restored all the same
+        assert not any(module.training for module in network.modules())
+        with evaluating(network):
+            pass
+        assert not network.training
+    assert [module.training for module in network.modules()] == before
+    with pytest.raises(KeyboardInterrupt), evaluating(network):
+        raise KeyboardInterrupt
+    assert [module.training for module in network.modules()] == before
+
+
+def test_gradients_are_on_inside_and_as_they_were_after():
+    for outer in (torch.enable_grad, torch.no_grad):
+        with outer():
+            before = torch.is_grad_enabled()
+            with gradients():
+                assert torch.ones(1, requires_grad=True).exp().requires_grad
+            assert torch.is_grad_enabled() == before
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="use torch.no_grad"):
+        with gradients():
+            pass
+
+
+def test_a_network_that_is_given_twice_is_counted_once():
+    network = nn.Linear(2, 1)
+    with count_calls(network, network) as calls:
+        network(torch.zeros(3, 5, 2)).sum().backward()
+    assert calls() == Calls(15, 15)
+
+
+@pytest.mark.parametrize(
+    ("networks", "expected"),
+    [
+        ((nn.Linear(1, 1),), torch.float32),
+        ((nn.Linear(1, 1).bfloat16(),), torch.float32),
+        ((None, torch.sin, nn.ReLU(), nn.BatchNorm1d(1, affine=False).double()), torch.float64),
+        ((torch.sin, nn.ReLU()), None),
+    ],
+)
+def test_the_type_of_networks(networks, expected):
+    assert dtype_of(*networks) == expected
+
+
+def test_the_prior_and_the_logit_of_a_gan():
+    gan = Gan(nn.Linear(3, 2).double(), nn.Linear(2, 1).double(), 3)
+    z = gan.prior((4, 5), seeded(0, "cpu"))
+    assert z.shape == (4, 5, 3) and z.dtype == torch.float64
+    assert torch.equal(gan.logit(z), gan.discriminator(gan.generator(z)))
+    plain = Gan(nn.Identity(), None, 2).prior((1, 7), seeded(3, "cpu"))
+    assert torch.equal(plain, randn(1, 7, 2, generator=seeded(3, "cpu")))

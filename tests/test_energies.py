@@ -8,7 +8,7 @@ from torch import nn
 
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy, wgan_latent_energy
-from gan_ebm_utils.samplers import mala, run_chain
+from gan_ebm_utils.samplers import langevin, mala, run_chain
 
 
 class Affine(nn.Module):
@@ -65,6 +65,11 @@ def test_transport_starts_where_it_is():
     torch.testing.assert_close(moved, 3 - GAN.discriminator(GAN.generator(start + 3)) / 2)
     with pytest.raises(ValueError, match="k must be positive"):
         dot_energy(GAN, start, 0.0)
+    k = torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"one for each replicate, \(2, 1\), got \(2,\)"):
+        dot_energy(GAN, start[:, :2], k)  # of two points in two replicates it would divide each
+    torch.testing.assert_close(dot_energy(GAN, start, k[:, None])(start), -d / k[:, None])
+    torch.testing.assert_close(dot_energy(GAN, start, k[:1])(start), -d)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +88,41 @@ def test_a_flow_climbs_the_logit_with_its_own_speed(divergence, factor):
 def test_an_unknown_divergence():
     with pytest.raises(ValueError, match="one of .*KL.*got 'TV'"):
         flow_energy(GAN, "TV")
+
+
+@pytest.mark.parametrize("event", [(3,), (1, 8, 8), (2, 4, 1)])
+@pytest.mark.parametrize("n", [1, 4, 8])
+def test_the_way_of_a_sample_is_over_all_its_axes(event, n):
+    class Sum(nn.Module):
+        def forward(self, x):
+            return x.flatten(2).sum(dim=2)
+
+    gan = Gan(nn.Identity(), Sum(), math.prod(event))
+    x, y = randn(2, n, *event, generator=rng()), randn(2, n, *event, generator=rng(1))
+    way = torch.stack(
+        [
+            (a - b).square().sum().sqrt()
+            for a, b in zip(x.flatten(0, 1), y.flatten(0, 1), strict=True)
+        ]
+    )
+    expected = way.reshape(2, n) - Sum()(y) / 3
+    torch.testing.assert_close(dot_energy(gan, x, 3.0)(y), expected)
+
+
+def test_chains_find_the_networks_of_an_energy():
+    modes = []
+    gan = Gan(nn.Dropout(), nn.Sequential(nn.Dropout(), Ratio()), 1)
+    for network in gan[:2]:
+        network.register_forward_hook(lambda module, *_: modes.append(module.training))
+    z = randn(2, 5, 1, generator=rng())
+    for energy, exact in (
+        (latent_energy(gan), lambda d: z[..., 0] ** 2 / 2 - d),
+        (wgan_latent_energy(gan, 2.0), lambda d: z[..., 0] ** 2 / 2 - d / 2),
+        (dot_energy(gan, z, 2.0), lambda d: -d / 2),
+        (flow_energy(gan), lambda d: -d),
+    ):
+        # The chain's first energies are those of its start, which a step of 1e-12 hardly leaves.
+        found = run_chain(langevin(energy, 1e-12), z, 1, rng()).energies[0]
+        torch.testing.assert_close(found, exact(Ratio()(z)), rtol=0, atol=1e-4)
+        assert gan.generator.training and gan.discriminator.training
+    assert modes and not any(modes)

@@ -444,3 +444,27 @@ def test_discriminators_on_features_share_them_and_train_their_heads_alone():
     assert all(weight.grad is not None for weight in discriminator.head.parameters())
     with pytest.raises(ValueError, match=r"x must be \(R, n, 1, 28, 28\), got \(3, 1, 28, 28\)"):
         discriminator(images[0])
+
+
+BUILDERS = {
+    "mlp": lambda g: mlp(2, (8,), generator=g),
+    "mlp, spectral": lambda g: mlp(2, (8,), generator=g, spectral=True),
+    "mlp, fourier": lambda g: mlp(2, (8,), generator=g, fourier=(4, 1.0)),
+    "energy_mlp": lambda g: energy_mlp(2, (8,), generator=g),
+    "ConvGenerator": lambda g: ConvGenerator(8, latent_dim=2, width=2, generator=g),
+    "ConvDiscriminator": lambda g: ConvDiscriminator(8, width=2, generator=g),
+    "MnistClassifier": lambda g: MnistClassifier(8, 2, generator=g),
+    "FeatureDiscriminator": lambda g: FeatureDiscriminator((8,), 8, 2, generator=g),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_weights_follow_the_generator_of_random_numbers(name):
+    """Its device, not the user's default one, and its numbers, not the global ones."""
+    plain = BUILDERS[name](rng()).state_dict()
+    state = torch.random.get_rng_state()
+    with torch.device("meta"):  # where tensors have no content
+        other = BUILDERS[name](rng()).state_dict()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert plain.keys() == other.keys()
+    assert all(torch.equal(plain[key], other[key]) for key in plain)

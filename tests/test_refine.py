@@ -1,12 +1,15 @@
 """Samplers that refine a GAN, in law on a GAN of which everything is known, and controls."""
 
+import copy
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from gan_ebm_utils.base import Calls, Gan, randn, seeded
+from gan_ebm_utils.base import Calls, Gan, count_calls, randn, seeded
 from gan_ebm_utils.datasets import exact_gan
 from gan_ebm_utils.energies import wgan_latent_energy
 from gan_ebm_utils.metrics import chi_square
@@ -194,7 +197,8 @@ def test_a_chain_stuck_at_its_real_sample_is_run_anew():
     # the placeholder latents with which those chains were begun.
     far = torch.full((2, 500, 2), 9.0)
     gan = with_logit(lambda d, x: torch.where(x[..., 0] == 9, 100.0, d))
-    refined = mh_gan(gan, 500, rng(), replicates=2, n_steps=40, data=far)
+    with pytest.warns(UserWarning, match="all chains stand where they began"):
+        refined = mh_gan(gan, 500, rng(), replicates=2, n_steps=40, data=far)
     assert (refined.acceptance_rate < 1e-6).all()
     fresh = EXACT.data.log_prob(refined.samples).mean()
     assert abs(fresh - EXACT.data.log_prob(EXACT.data.sample((2, 500), rng(1))).mean()) < 0.2
@@ -204,6 +208,13 @@ def test_a_chain_stuck_at_its_real_sample_is_run_anew():
 def test_data_of_the_wrong_size():
     with pytest.raises(ValueError, match=r"data must hold one start for each chain, \(2, 5\)"):
         mh_gan(EXACT.gan, 5, rng(), replicates=2, data=torch.zeros(2, 4, 2))
+
+
+def test_data_whose_logit_is_no_number():
+    gan = with_logit(lambda d, x: torch.where(x[..., 0] == 9, math.nan, d))
+    data = torch.tensor([[[9.0, 0.0], [0.0, 0.0]]])
+    with pytest.raises(FloatingPointError, match="1 of 2 logits are nan or infinite"):
+        mh_gan(gan, 2, rng(), data=data)
 
 
 # --- transport ---
@@ -220,6 +231,29 @@ def test_transport_moves_uphill_and_stays_near():
     # With a steep k nothing is worth a move.
     still = dot(EXACT.gan, 2000, rng(), space="data", k=1e6)
     assert (still.samples - start).norm(dim=2).mean() < 0.05
+
+
+def test_images_move_as_vectors_do():
+    class Sum(nn.Module):  # a logit of images and of vectors alike
+        def forward(self, x):
+            return x.flatten(2).square().sum(dim=2).sqrt() - 4
+
+    class Reshaped(nn.Module):
+        def __init__(self, *event):
+            super().__init__()
+            self.event = event
+
+        def forward(self, z):
+            return z.unflatten(2, self.event)
+
+    for n in (1, 4, 7):  # one, as many as rows, others
+        kwargs = {"replicates": 2, "space": "data", "n_steps": 20}
+        flat = dot(Gan(nn.Identity(), Sum(), 16), n, rng(), **kwargs).samples
+        images = dot(Gan(Reshaped(1, 4, 4), Sum(), 16), n, rng(), **kwargs).samples
+        assert images.shape == (2, n, 1, 4, 4)
+        torch.testing.assert_close(images.flatten(2), flat)
+        start = randn(2, n, 16, generator=rng())
+        assert (flat - start).norm(dim=2).min() > 0.01
 
 
 def test_the_tangent_projection_keeps_the_radius():
@@ -244,6 +278,26 @@ def test_the_lipschitz_estimate_of_a_plane():
         k = lipschitz_estimate(gan, rng(), replicates=3, space=space)
         assert k.shape == (3,)
         assert (k <= 5 + 1e-4).all() and (k > 4.99).all()
+    with pytest.raises(ValueError, match='"latent" or "data", got \'latents\''):
+        lipschitz_estimate(gan, rng(), space="latents")
+    with pytest.raises(ValueError, match="replicates must be positive, got 0"):
+        lipschitz_estimate(gan, rng(), replicates=0)
+
+
+def test_equal_points_have_no_slope():
+    class Corners(nn.Module):  # four points only
+        def forward(self, z):
+            return z.sign()
+
+    gan = Gan(Corners(), EXACT.gan.discriminator, 2)
+    d = EXACT.gan.discriminator(torch.tensor([[[1.0, 1], [1, -1], [-1, 1], [-1, -1]]]))[0]
+    rises = (d[:, None] - d).abs()
+    runs = torch.tensor(
+        [[0.0, 2, 2, 8**0.5], [2, 0, 8**0.5, 2], [2, 8**0.5, 0, 2], [8**0.5, 2, 2, 0]]
+    )
+    slopes = (rises / runs).nan_to_num(0)
+    k = lipschitz_estimate(gan, rng(), space="data")
+    torch.testing.assert_close(k, slopes.max()[None])
 
 
 def test_the_flow_of_kl_at_temperature_one_over_hundred_sharpens():
@@ -367,9 +421,253 @@ def test_bad_held_out_logits(real, fake, method, message):
         calibrate(real, fake, method)
 
 
-# --- bad input ---
+@pytest.mark.parametrize("method", ["platt", "temperature", "isotonic"])
+@pytest.mark.parametrize(
+    ("c", "b", "dtype"),
+    [(c, 0.0, torch.float32) for c in (1e-6, 1e-3, 1e3, 1e6)]
+    + [(1.0, 1e4, torch.float32), (1e-3, -10.0, torch.float32), (1e-6, 1e4, torch.float64)],
+)
+def test_a_calibration_knows_neither_scale_nor_origin(method, c, b, dtype):
+    real = (randn(1, 2000, generator=rng()) + 0.5).to(dtype)
+    fake = (randn(1, 2000, generator=rng(1)) - 0.5).to(dtype)
+    plain, moved = calibrate(real, fake, method), calibrate(c * real + b, c * fake + b, method)
+    d = torch.linspace(-3, 3, 50, dtype=dtype)[None]
+    expected = plain(d)
+    assert expected.max() - expected.min() > 2 and expected.dtype == dtype
+    if method == "temperature":  # whose zero is that of the logit
+        torch.testing.assert_close(moved.slope * c, plain.slope, rtol=1e-4, atol=0)
+        assert abs(plain.slope - 0.968) < 0.01 and (moved.offset == 0).all()
+    else:
+        # In float32 a spread of 1 at 10,000 is known to 1/1000; an isotonic map has steep parts.
+        error = (moved(c * d + b) - expected).abs()
+        assert error.mean() < (0.01 if b else 1e-4) and error.max() < (0.2 if b else 1e-3)
+
+
+@pytest.mark.parametrize("method", ["platt", "temperature", "isotonic"])
+def test_a_discriminator_the_wrong_way_round_is_noticed(method):
+    real, fake = skewed(2000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calibrate(real, fake, method)
+    with pytest.warns(UserWarning, match="in 2 of 2 replicates .* wrong way round"):
+        calibrate(-real, -fake, method)
+    one = torch.tensor([[1.0], [-1.0]])
+    with pytest.warns(UserWarning, match="in 1 of 2 replicates") as caught:
+        curve = calibrate(one * real, one * fake, method)
+    assert caught[0].filename == __file__
+    if method != "isotonic":
+        assert (curve.slope.sign() == one).all()  # the sign that the warning speaks of
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_a_calibration_is_saved_with_the_networks_state(method, tmp_path):
+    class Cubic(nn.Module):
+        def forward(self, d):
+            return d**3
+
+    first = nn.Sequential(Cubic(), calibrate(*skewed(3000), method))
+    second = nn.Sequential(Cubic(), calibrate(*skewed(500, seed=5), method))
+    d = torch.linspace(-2, 2, 100).expand(2, -1)
+    expected = first(d)
+    assert not torch.allclose(second(d), expected)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert torch.equal(second(d), expected)
+    # Each replicate has its own number of knots.
+    if method == "isotonic":
+        assert (first[1].knots[:, 1:] == first[1].knots[:, :-1]).any()
+    assert first.double()(d).dtype == torch.float64
+    assert {tensor.device.type for tensor in first.to("meta").state_dict().values()} == {"meta"}
+
+
+def test_an_isotonic_map_is_that_of_scikit_learn():
+    real, fake = skewed(500)
+    curve = calibrate(real, fake, "isotonic")
+    d = torch.cat([torch.linspace(-40, 3, 2000).expand(2, -1), curve.knots, real], dim=1)
+    for row, knots, values, found in zip(d, curve.knots, curve.values, curve(d), strict=True):
+        expected = np.interp(row.double(), knots.double(), values.double())
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    # Coarse logits, as an autocast network gives, are not rounded further.
+    half = d.bfloat16()
+    torch.testing.assert_close(curve(half), curve(half.float()))
+    assert calibrate(real.bfloat16(), fake.bfloat16()).slope.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"fitted to 2 replicates, got logits \(3, 5\)"):
+        curve(torch.zeros(3, 5))
+    d = d[:, :2000].requires_grad_()
+    (slope,) = torch.autograd.grad(curve(d).sum(), d)
+    assert (slope >= 0).all() and (slope > 0).any()
+
+
+def test_logits_far_from_zero_that_are_all_equal():
+    with pytest.raises(ValueError, match="all held-out logits are equal"):
+        calibrate(torch.full((1, 200), 10_000.1), torch.full((1, 200), 10_000.1))
+
+
+# --- modes and types ---
 
 ALL = [drs, mh_gan, isir_gan, ddls, dgflow, dot]
+
+
+class Normed(nn.Module):
+    """Batch normalisation of latents (R, n, 1): at its start the identity in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1, affine=False)
+
+    def forward(self, z):
+        return self.norm(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+
+class Parabola(nn.Module):
+    def forward(self, x):
+        return -x.square().sum(dim=2) / 2
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_chains_are_not_coupled_through_their_batch(name):
+    # N(0, 1) e^{-x^2/2} has the variance 1/2; normalised by the batch it would be 1.
+    gan = Gan(Normed(), Parabola(), 1)
+    before = copy.deepcopy(gan.generator.state_dict())
+    samples = draw(name, gan, replicates=2).samples
+    assert (abs(samples.var(dim=1) / 0.5 - 1) <= 5 * math.sqrt(2 / N)).all()
+    assert all(torch.equal(before[key], value) for key, value in gan.generator.state_dict().items())
+    assert gan.generator.norm.training
+
+
+def spectral_gan():
+    g = rng()
+    discriminator = nn.Sequential(
+        mlp(2, (16,), 2, generator=g, spectral=True), mlp(2, (8,), generator=g)
+    )
+    discriminator[1][2].bias.data -= 2  # or all its logits lie in [0, 1]
+    with torch.no_grad():  # the singular vectors of other weights: a power step moves them
+        discriminator[0][0].parametrizations.weight.original.add_(1.0)
+    return Gan(nn.Sequential(mlp(2, (8,), 2, generator=g), nn.Dropout()), discriminator, 2)
+
+
+@pytest.mark.parametrize("sampler", [*ALL, lambda gan, n, g: lipschitz_estimate(gan, g)])
+def test_networks_are_the_same_before_during_and_after(sampler):
+    gan = spectral_gan()
+    gan.discriminator[1].eval()  # on purpose
+    modes = [m.training for network in gan[:2] for m in network.modules()]
+    state = copy.deepcopy([network.state_dict() for network in gan[:2]])
+
+    def result(gan):
+        found = sampler(gan, 50, rng(3))
+        return found if isinstance(found, torch.Tensor) else found.samples
+
+    first, second = result(gan), result(gan)
+    assert torch.equal(first, second)
+    assert modes == [m.training for network in gan[:2] for m in network.modules()]
+    for before, network in zip(state, gan[:2], strict=True):
+        after = network.state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    still = gan._replace(generator=gan.generator.eval(), discriminator=gan.discriminator.eval())
+    assert torch.equal(result(still), first)
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_networks_are_given_back_after_an_error(sampler):
+    gan = spectral_gan()
+    with torch.no_grad():
+        gan.discriminator[1][2].bias.fill_(math.nan)
+    with pytest.raises(FloatingPointError):
+        sampler(gan, 50, rng())
+    assert all(m.training for network in gan[:2] for m in network.modules())
+
+
+def plain_gan(seed=0):
+    g = rng(seed)
+    gan = Gan(mlp(2, (8,), 2, generator=g), mlp(2, (8,), generator=g), 2)
+    gan.discriminator[2].bias.data -= 2  # or all its logits lie in [0, 1]
+    return gan
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_a_gan_of_doubles_is_sampled_in_doubles(sampler):
+    gan = Gan(*(network.double() for network in plain_gan()[:2]), 2)
+    refined = sampler(gan, 20, rng())
+    assert refined.samples.dtype == refined.latents.dtype == torch.float64
+    mixed = gan._replace(generator=gan.generator.float())
+    with pytest.raises(
+        ValueError,
+        match=r"samples .* of torch.float32.*weights are torch.float64.*\.float\(\) or \.double",
+    ):
+        sampler(mixed, 20, rng())
+    half = Gan(*(network.bfloat16() for network in plain_gan()[:2]), 2)
+    with pytest.raises(ValueError, match="latents .* of torch.float32.*must be float32"):
+        sampler(half, 20, rng())
+
+
+def test_more_in_doubles():
+    gan = Gan(*(network.double() for network in plain_gan()[:2]), 2)
+    for space in ("latent", "data"):
+        assert lipschitz_estimate(gan, rng(), space=space).dtype == torch.float64
+        assert dot(gan, 20, rng(), space=space).samples.dtype == torch.float64
+    data = randn(1, 20, 2, generator=rng())  # in float32
+    assert mh_gan(gan, 20, rng(), data=data).samples.dtype == torch.float64
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_logits_in_half_precision(sampler):
+    """As of an autocast network: -50 beyond 1/2 must keep all chains and proposals out."""
+
+    def cliff(d, x):
+        return (torch.where(x[..., 0] > 0.5, -50.0, 0.0) + 0 * d).bfloat16()
+
+    settings = {"k": 1.0} if sampler is dot else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transport has no slope to follow
+        refined = sampler(with_logit(cliff), 2000, rng(), **settings)
+    if sampler in (drs, mh_gan, isir_gan):
+        assert (refined.samples[..., 0] <= 0.5).all()
+    assert refined.samples.dtype == torch.float32
+
+
+@pytest.mark.parametrize("sampler", ALL)
+def test_samplers_within_modes_of_autograd(sampler):
+    gan = plain_gan()
+    plain = sampler(gan, 20, rng()).samples
+    with torch.no_grad():
+        assert torch.equal(sampler(gan, 20, rng()).samples, plain)
+    with torch.inference_mode():
+        if sampler in (drs, mh_gan, isir_gan):
+            assert torch.equal(sampler(gan, 20, rng()).samples, plain)
+        else:
+            with pytest.raises(RuntimeError, match=r"torch.inference_mode\(\).*torch.no_grad\(\)"):
+                sampler(gan, 20, rng())
+
+
+@pytest.mark.parametrize("sampler", [*ALL, lambda gan, n, g: lipschitz_estimate(gan, g)])
+def test_the_users_defaults_change_nothing(sampler):
+    gan = plain_gan()
+    plain = sampler(gan, 20, rng())
+    try:
+        torch.set_default_dtype(torch.float64)
+        # What is made without a device would be without content.
+        with torch.device("meta"):
+            other = sampler(gan, 20, rng())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    if isinstance(plain, torch.Tensor):
+        assert torch.equal(plain, other)
+    else:
+        assert torch.equal(plain.samples, other.samples)
+        if plain.acceptance_rate is not None:
+            assert abs(plain.acceptance_rate - other.acceptance_rate) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_calibration_under_the_users_defaults(method):
+    real, fake = skewed(500)
+    d = torch.linspace(-2, 2, 9).expand(2, -1)
+    plain = calibrate(real, fake, method)(d)
+    with torch.device("meta"):
+        assert torch.equal(calibrate(real, fake, method)(d), plain)
+
+
+# --- bad input ---
 
 
 @pytest.mark.parametrize("sampler", ALL)
@@ -417,6 +715,9 @@ def test_counts_must_be_positive(sampler):
     [
         ({"budget": 0.5}, "at least 1 proposal for each sample, got 0.5"),
         ({"budget": math.nan}, "at least 1 proposal for each sample, got nan"),
+        ({"budget": math.inf}, "at least 1 proposal for each sample, got inf, and finite"),
+        ({"log_bound": math.nan}, "log_bound must be finite, got nan"),
+        ({"max_proposals": 9}, "max_proposals must be at least n = 10, got 9"),
         ({"percentile": 0}, r"percentile must lie in \(0, 100\).*got 0"),
         ({"percentile": 95, "budget": 2}, "not both"),
         ({"n_pilot": 0}, "n_pilot must be positive"),
@@ -430,6 +731,66 @@ def test_bad_rules_of_rejection(settings, message):
 def test_a_budget_too_small_for_one_sample():
     with pytest.raises(RuntimeError, match=r"kept 0 of 3 proposals.*raise max_proposals"):
         drs(EXACT.gan, 1, rng(), log_bound=20.0, max_proposals=3)
+
+
+class Steep(nn.Module):
+    """A logit of samples on the line that costs nothing: few proposals count."""
+
+    def forward(self, x):
+        return 30 * x[..., 0]
+
+
+STEEP = Gan(nn.Identity(), Steep(), 1)
+
+
+def test_proposals_follow_the_samples_and_the_budget():
+    # A hundred proposals for each of 10,000 samples are a million on average, so often more.
+    settings = {"n_pilot": 100_000, "batch_size": 200_000, "replicates": 2}
+    refined = drs(STEEP, 10_000, rng(), budget=100, **settings)
+    assert refined.samples.shape == (2, 10_000, 1)
+    assert (abs(refined.acceptance_rate * 100 - 1) < 0.2).all()
+    # And more than a thousand each, where the budget says so.
+    refined = drs(STEEP, 500, rng(), budget=3000, **settings)
+    assert (abs(refined.acceptance_rate * 3000 - 1) < 0.8).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "settings"),
+    [
+        (10_000, {"log_bound": 300.0}),  # not one proposal would be kept
+        (10_000, {"log_bound": 300.0, "max_proposals": 1_000_000}),
+        (1000, {"budget": 100, "max_proposals": 50_000}),  # half of what is needed
+    ],
+)
+def test_what_cannot_succeed_ends_soon(n, settings):
+    with count_calls(STEEP.discriminator) as calls:
+        with pytest.raises(RuntimeError, match=f"too few to reach n = {n} with .*raise max_prop"):
+            drs(STEEP, n, rng(), n_pilot=10_000, batch_size=1000, **settings)
+    assert calls().forward <= 35_000
+
+
+def test_what_can_succeed_is_not_stopped():
+    # At the limit twice the proposals needed; a rule without slack would stop some of these runs.
+    settings = {"budget": 20, "max_proposals": 2 * 20 * 50, "n_pilot": 10_000, "batch_size": 20}
+    for seed in range(20):
+        assert drs(STEEP, 50, rng(seed), **settings).samples.shape == (1, 50, 1)
+
+
+def test_step_sizes_may_come_as_a_list():
+    """As the cards of the checkpoints hold them, and as numbers of other libraries."""
+    gan = plain_gan()
+    expected = ddls(gan, 20, rng(), step_size=(0.02, 0.2), n_steps=30).samples
+    for sizes in (
+        [0.02, 0.2],
+        np.array([0.02, 0.2]),
+        torch.tensor([0.02, 0.2], dtype=torch.float64),
+    ):
+        assert torch.equal(ddls(gan, 20, rng(), step_size=sizes, n_steps=30).samples, expected)
+    one = ddls(gan, 20, rng(), step_size=0.2, n_steps=30).samples
+    for size in ([0.2], np.float64(0.2), torch.tensor(0.2, dtype=torch.float64)):
+        assert torch.equal(ddls(gan, 20, rng(), step_size=size, n_steps=30).samples, one)
+    with pytest.raises(ValueError, match="at least one kernel"):
+        ddls(gan, 20, rng(), step_size=[])
 
 
 def test_bad_spaces_of_transport():

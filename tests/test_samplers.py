@@ -1,6 +1,7 @@
 """Samplers draw from their targets; each check of a law has a wrong target that must fail it."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from gan_ebm_utils.samplers import (
     independence_mh,
     isir,
     langevin,
+    log_uniform,
     mala,
     mixture,
     rejection_sample,
@@ -448,6 +450,14 @@ def test_a_buffer_returns_what_was_stored():
     assert int((buffer.positions > 50).sum()) == 40
 
 
+def test_a_buffer_leaves_what_it_was_filled_with():
+    data = randn(1, 50, 1, generator=rng()).requires_grad_()
+    before = data.detach().clone()
+    buffer = ReplayBuffer(lambda size, g: data, 50, rng(), fresh_share=0.0)
+    buffer.store(buffer.draw(20, rng()) + 100)
+    assert torch.equal(data, before) and not buffer.positions.requires_grad
+
+
 def test_a_share_of_the_buffer_is_fresh():
     buffer = ReplayBuffer(wide, 10_000, rng(), fresh_share=0.05)
     buffer.positions.fill_(100)
@@ -514,3 +524,177 @@ def test_annealing_needs_a_density():
 def test_a_module_is_an_energy():
     energy = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
     assert run_chain(langevin(energy, 0.1), torch.zeros(4, 2), 2, rng()).energies.shape == (2, 4)
+
+
+# --- networks as energies ---
+
+
+class Watched(nn.Module):
+    """sign |x|^2 / 2, which notes its mode in every call."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.weight, self.modes = nn.Parameter(torch.full((), sign / 2)), []
+
+    def forward(self, x):
+        self.modes.append(self.training)
+        return self.weight * x.square().sum(dim=-1)
+
+
+def standard(size, generator):
+    return randn(*size, 1, generator=generator)
+
+
+START = torch.ones(1, 50, 1)
+ON_A_NETWORK = {
+    "langevin": (1, lambda energy: last(langevin(energy, 0.1), START, 3)),
+    "mala": (1, lambda energy: last(mala(energy, 0.1), START, 3)),
+    "mixture": (1, lambda e: last(mixture(mala(normal_energy, 0.1), mala(e, 0.1)), START, 9)),
+    "independence_mh": (-1, lambda ratio: last(independence_mh(ratio, standard), START, 3)),
+    "isir": (-1, lambda ratio: last(isir(ratio, standard, 3), START, 3)),
+    "rejection": (-1, lambda ratio: rejection_sample(ratio, standard, 9, 0.0, rng())),
+    "annealing": (1, lambda e: annealed_log_partition(e, gaussian([0.0]), 3, 0.1, rng(), 50)),
+}
+
+
+@pytest.mark.parametrize("name", ON_A_NETWORK)
+def test_a_network_runs_in_evaluation_mode_and_is_given_back(name):
+    sign, run = ON_A_NETWORK[name]
+    network = Watched(sign)
+    run(network)
+    assert network.modes and not any(network.modes) and network.training
+
+
+def test_annealing_takes_an_energy_of_doubles():
+    energy = Watched(1).double()
+    estimate = annealed_log_partition(energy, gaussian([0.0], 1.5), 30, 0.1, rng(), 2000)
+    z = (estimate.value - math.log(2 * math.pi) / 2) / estimate.standard_error
+    assert abs(z) <= 5 and estimate.value.dtype == torch.float64
+
+
+def test_proposals_of_a_network_leave_no_gradient():
+    network = mlp(1, (4,), 1, generator=rng())
+
+    def propose(size, generator):
+        return network(randn(1, *size, 1, generator=generator)).reshape(*size, 1)
+
+    for kernel in (independence_mh(well_ratio, propose), isir(well_ratio, propose, 3)):
+        assert not run_chain(kernel, torch.zeros(20, 1), 3, rng()).positions.requires_grad
+    refined = rejection_sample(lambda x: 0 * x[..., 0], propose, 5, 0.0, rng())
+    assert not refined.samples.requires_grad
+
+
+def test_each_chain_has_its_own_proposal():
+    start = torch.zeros(3, 20, 1)  # of three replicates
+
+    def one_replicate(size, generator):
+        return wide(size[1:], generator)
+
+    def one_point(size, generator):
+        return wide((1,), generator)
+
+    for propose in (one_replicate, one_point):
+        with pytest.raises(ValueError, match=r"must return \(3, 20, 1\) for the size \(3, 20\)"):
+            run_chain(independence_mh(well_ratio, propose), start, 3, rng())
+        with pytest.raises(ValueError, match=r"must return \(3, 40, 1\) for the size \(3, 40\)"):
+            run_chain(isir(well_ratio, propose, 3), start, 3, rng())
+
+
+# --- uniform numbers ---
+
+
+def cliff(x):  # e^50 times less likely beyond 1/2, in half precision as an autocast network
+    return torch.where(x[..., 0] > 0.5, -50.0, 0.0).bfloat16()
+
+
+def ones(size, generator):
+    return torch.ones(*size, 1)
+
+
+def test_half_precision_decides_nothing():
+    start = torch.zeros(1, 1000, 1)
+    for kernel in (independence_mh(cliff, ones), isir(cliff, ones, 3)):
+        with pytest.warns(UserWarning, match="all chains stand where they began"):
+            chain = run_chain(kernel, start, 640, rng(), thin=640)
+        assert (chain.positions == 0).all() and (chain.info.is_accepted == 0).all()
+        assert chain.energies.dtype == torch.float32
+    jump = mala(lambda x: -cliff(x) + 0 * x[..., 0].bfloat16(), 1.0)
+    assert (last(jump, start, 640) <= 0.5).all()
+
+    def either(size, generator):
+        return rand(*size, 1, generator=generator)
+
+    refined = rejection_sample(cliff, either, 100_000, 0.0, rng())
+    assert (refined.samples <= 0.5).all()
+
+
+def test_acceptance_rates_are_summed_in_single_precision():
+    def always(x):
+        return torch.zeros(x.shape[:-1]).bfloat16()
+
+    chain = run_chain(independence_mh(always, wide), torch.zeros(3, 1), 1000, rng(), thin=1000)
+    assert (chain.info.is_accepted == 1).all()  # in bfloat16 a sum of ones ends at 256
+
+
+def test_the_logarithm_of_a_uniform_number(monkeypatch):
+    for given, kept in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        draws = log_uniform(torch.zeros(100_000, dtype=given), rng())
+        assert draws.dtype == kept and draws.max() < 0
+        assert (
+            ks_2samp((-draws).numpy(), torch.rand(100_000, generator=rng(1)).log().neg()).pvalue
+            > 1e-6
+        )
+    plain = torch.rand(50, generator=rng()).log()
+    assert torch.equal(log_uniform(torch.zeros(50), rng()), plain)
+    # An exact 0, which comes once in 17 million draws, must not let everything in.
+    monkeypatch.setattr(torch, "rand", lambda *size, dtype, **_: torch.zeros(*size, dtype=dtype))
+    assert log_uniform(torch.zeros(5), rng()).isfinite().all()
+    chain = run_chain(independence_mh(lambda x: -50 * x[..., 0], ones), START * 0, 1, rng())
+    assert (chain.positions == 0).all()
+
+
+# --- modes of autograd, defaults, chains that stand still ---
+
+
+@pytest.mark.parametrize("make", [langevin, mala])
+def test_inference_mode_is_named(make):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"torch.inference_mode\(\)"):
+        run_chain(make(normal_energy, 0.1), torch.zeros(5, 2), 3, rng())
+    with torch.inference_mode():
+        start = torch.zeros(5, 2)
+        assert run_chain(isir(well_ratio, wide, 3), torch.zeros(5, 1), 3, rng()).positions.any()
+    run_chain(make(normal_energy, 0.1), start, 3, rng())  # what was made inside serves outside
+
+
+@pytest.mark.parametrize("make", [langevin, mala])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_positions_too_coarse_for_a_step(make, dtype):
+    with pytest.raises(ValueError, match=f"position is {dtype}.*in float32 or float64"):
+        run_chain(make(normal_energy, 0.1), torch.zeros(5, 2, dtype=dtype), 3, rng())
+
+
+def test_chains_that_stand_still_are_noticed():
+    start = randn(100, 2, generator=rng())
+    with pytest.warns(UserWarning, match="all chains stand where they began, after 20 steps"):
+        run_chain(mala(normal_energy, 1e6), start, 20, rng())
+    with pytest.warns(UserWarning, match="all chains stand"):  # steps lost to rounding
+        run_chain(langevin(normal_energy, 1e-12), 1e6 + start, 20, rng())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_chain(mala(normal_energy, 3.0), start, 20, rng())
+
+
+@pytest.mark.parametrize("name", [name for name in ON_A_NETWORK if name != "annealing"])
+def test_the_users_defaults_change_nothing(name):
+    sign, run = ON_A_NETWORK[name]
+    network = Watched(sign)
+    plain = run(network)
+    try:
+        torch.set_default_dtype(torch.float64)
+        # What is made without a device would be without content.
+        with torch.device("meta"):
+            other = run(network)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    plain, other = (x.samples if name == "rejection" else x for x in (plain, other))
+    assert plain.shape == other.shape and other.device.type == "cpu" and other.isfinite().all()

@@ -1,5 +1,6 @@
 """The loops recover known ratios, move a generator to the data, and keep replicates apart."""
 
+import copy
 import math
 
 import pytest
@@ -511,9 +512,212 @@ def test_a_refit_finds_the_ratio_and_leaves_the_generator():
     before = exact.gan._replace(discriminator=old)
     new = mlp(2, (64, 64), generator=rng())
     gan = refit_discriminator(before, new, exact.data.sample, 600, rng(), batch_size=512)
-    assert gan.generator is exact.gan.generator and gan.discriminator is new
-    assert not any(p.requires_grad for p in new.parameters())
+    assert gan.generator is exact.gan.generator
+    assert not any(p.requires_grad for p in gan.discriminator.parameters())
     assert all(p.requires_grad for p in old.parameters())
     x = exact.data.sample((1, 5000), rng(1))
-    error = (new(x) - exact.gan.discriminator(x)).square().mean().sqrt()
+    error = (gan.discriminator(x) - exact.gan.discriminator(x)).square().mean().sqrt()
     assert error < 0.25 < (old(x) - exact.gan.discriminator(x)).square().mean().sqrt()
+
+
+# --- what is frozen stays frozen, and nothing else ---
+
+
+def weights_of(network):
+    return {name: weight.detach().clone() for name, weight in network.named_parameters()}
+
+
+def flags_of(network):
+    return {name: weight.requires_grad for name, weight in network.named_parameters()}
+
+
+def half_frozen(seed=0):
+    """A game in which the first layer of each network is frozen."""
+    gan = small_gan(1, seed)
+    for network in gan[:2]:
+        network[0].requires_grad_(False)
+    return gan
+
+
+def normal(shift):
+    """A law that makes no tensor but its draws."""
+    return lambda size, g: randn(*size, 2, generator=g, dtype=torch.float32) + shift
+
+
+def refit(gan, n_steps=3, seed=2):
+    return refit_discriminator(gan, gan.discriminator, normal(1), n_steps, rng(seed), batch_size=16)
+
+
+RULES = (losses.gan_d_loss, losses.non_saturating_g_loss)
+TRAININGS = {
+    "discriminator": lambda gan: fit_discriminator(
+        gan.discriminator, normal(0), normal(1), losses.gan_d_loss, 3, rng(), batch_size=16
+    ),
+    "game": lambda gan: train_gan(gan, normal(1), *RULES, 3, rng(), batch_size=16),
+    "energy": lambda gan: train_ebm(
+        gan.discriminator, normal(0), lambda x, g: x + 1, 3, rng(), batch_size=16, alpha=0.1
+    ),
+    "refit": refit,
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_frozen_weights_stay_frozen_and_as_they_were(name):
+    gan = half_frozen()
+    before = [weights_of(network) for network in gan[:2]]
+    flags = [flags_of(network) for network in gan[:2]]
+    TRAININGS[name](gan)
+    assert flags == [flags_of(network) for network in gan[:2]]
+    after = [weights_of(network) for network in gan[:2]]
+    moved = [
+        {key for key in old if not torch.equal(old[key], new[key])}
+        for old, new in zip(before, after, strict=True)
+    ]
+    trained = {"2.weight", "2.bias"}
+    assert moved == [
+        trained if name == "game" else set(),
+        set() if name == "refit" else trained,
+    ]
+
+
+def test_flags_are_restored_after_an_error():
+    gan = half_frozen()
+    flags = flags_of(gan.discriminator)
+    with pytest.raises(RuntimeError, match="generator's loss is not finite"):
+        play(gan, n_steps=3, g_loss=lambda real, fake: math.nan * fake.mean(dim=1))
+    assert flags_of(gan.discriminator) == flags
+
+
+def test_the_generators_step_takes_no_gradient_of_the_discriminator():
+    gan = small_gan(replicates=1)
+
+    def g_loss(real, fake):
+        assert not real.requires_grad and fake.requires_grad
+        return losses.non_saturating_g_loss(real, fake)
+
+    play(gan, n_steps=2, g_loss=g_loss)
+
+
+def test_a_refit_leaves_its_argument_and_can_be_repeated():
+    gan = half_frozen()
+    before, flags = weights_of(gan.discriminator), flags_of(gan.discriminator)
+    first, second, other = refit(gan), refit(gan), refit(gan, seed=3)
+    assert flags_of(gan.discriminator) == flags and gan.discriminator.training
+    x = Q.sample((1, 9), rng())
+    assert torch.equal(first.discriminator(x), second.discriminator(x))
+    assert not torch.equal(first.discriminator(x), other.discriminator(x))
+    for result in (first, second):
+        assert result.discriminator is not gan.discriminator
+        assert not result.discriminator.training
+        assert not any(flags_of(result.discriminator).values())
+        fitted = weights_of(result.discriminator)
+        assert torch.equal(fitted["0.weight"], before["0.weight"])
+        assert not torch.equal(fitted["2.weight"], before["2.weight"])
+
+
+def test_a_normalised_discriminator_is_refitted():
+    gan = small_gan(1)._replace(discriminator=mlp(2, (16,), spectral=True, generator=rng()))
+    before = copy.deepcopy(gan.discriminator.state_dict())
+    result = refit(gan, n_steps=20)
+    assert all(torch.equal(before[k], v) for k, v in gan.discriminator.state_dict().items())
+    x = Q.sample((1, 9), rng())
+    assert not torch.allclose(result.discriminator(x), gan.discriminator.eval()(x))
+
+
+def test_a_frozen_network_is_named():
+    frozen = refit(small_gan(1))
+    for name, train in (
+        ("discriminator", TRAININGS["discriminator"]),
+        ("discriminator", TRAININGS["game"]),
+        ("discriminator", refit),
+        ("energy", TRAININGS["energy"]),
+    ):
+        with pytest.raises(ValueError, match=f"the {name} has no weight that requires a gradient"):
+            train(frozen)
+    gan = small_gan(1)
+    gan.generator.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"the generator has no .*call its requires_grad_\(True\)"):
+        play(gan)
+    frozen.discriminator.requires_grad_(True)
+    play(frozen, n_steps=2)  # as the message says
+
+
+def test_shared_weights_are_refused_unless_frozen():
+    gan = small_gan(1)
+    shared = torch.nn.Linear(2, 2)
+    networks = [torch.nn.Sequential(shared, network) for network in gan[:2]]
+    with pytest.raises(ValueError, match="share 2 weights"):
+        play(Gan(*networks, 2), n_steps=2)
+    shared.requires_grad_(False)
+    before = weights_of(shared)
+    play(Gan(*networks, 2), n_steps=2)
+    assert all(torch.equal(before[key], value) for key, value in weights_of(shared).items())
+
+
+# --- modes, types and defaults ---
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_training_within_modes_of_autograd(name):
+    with torch.no_grad():
+        gan = half_frozen()
+        before = weights_of(gan.discriminator)
+        result = TRAININGS[name](gan)
+        assert not torch.is_grad_enabled()
+    trained = result.discriminator if name == "refit" else gan.discriminator
+    assert not torch.equal(weights_of(trained)["2.weight"], before["2.weight"])
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"torch.inference_mode\(\)"):
+        TRAININGS[name](gan)
+
+
+def test_the_generator_of_a_refit_runs_in_evaluation_mode():
+    gan = small_gan(1)
+    modes = []
+    gan.generator.register_forward_hook(lambda module, *_: modes.append(module.training))
+    refit(gan)
+    assert modes == [False] * 3 and gan.generator.training
+    modes.clear()
+    play(gan, n_steps=1)
+    assert modes == [True] * 2
+
+
+def test_chains_run_on_the_energy_in_evaluation_mode():
+    energy, seen = Quadratic(1), []
+
+    def negatives(x, generator):
+        seen.append(energy.training)
+        return x + 1
+
+    energy.register_forward_hook(lambda module, *_: seen.append(module.training))
+    train_ebm(energy, P.sample, negatives, 2, rng())
+    assert seen == [False, True, True] * 2
+
+
+def test_a_gan_of_doubles_is_trained_in_doubles():
+    gan = Gan(*(network.double() for network in small_gan(1)[:2]), 2)
+
+    def data(size, generator):
+        return Q.sample(size, generator).double()
+
+    history = train_gan(gan, data, *RULES, 3, rng(), batch_size=16)
+    assert history.d_loss.isfinite().all()
+    result = refit_discriminator(gan, gan.discriminator, data, 3, rng(), batch_size=16)
+    assert (
+        result.discriminator(result.generator(result.prior((1, 5), rng()))).dtype == torch.float64
+    )
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_the_users_defaults_change_nothing(name):
+    results = []
+    for device, dtype in (("cpu", torch.float32), ("meta", torch.float64)):
+        gan = half_frozen()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device):
+                result = TRAININGS[name](gan)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        trained = result.discriminator if name == "refit" else gan.discriminator
+        results.append(weights_of(trained)["2.weight"])
+    assert torch.equal(*results)

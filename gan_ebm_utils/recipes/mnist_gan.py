@@ -118,8 +118,10 @@ def refit(
     gan = Gan(generator.requires_grad_(False), discriminator, LATENT_DIM)
     data = minibatches(mnist("train").images[:N_REFIT].to(device))
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-        refit_discriminator(gan, discriminator, data, steps, rng, replicates=replicates, **REFIT)
-    return {key: value.cpu() for key, value in discriminator.state_dict().items()}
+        refitted = refit_discriminator(
+            gan, discriminator, data, steps, rng, replicates=replicates, **REFIT
+        )
+    return {key: value.cpu() for key, value in refitted.discriminator.state_dict().items()}
 
 
 class Dcgan(nn.Module):
