@@ -511,6 +511,17 @@ def test_energy_distance_of_two_normals():
             metrics.energy_distance(x, other)
 
 
+def test_energy_distance_of_unequal_samples():
+    x, y = randn(2, 7, 2, generator=rng()).double(), randn(2, 4, 2, generator=rng(1)).double()
+
+    def mean(a, b):  # over pairs of different points
+        pairs = [(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if a is not b or i != j]
+        return sum((p - q).norm() for p, q in pairs) / len(pairs)
+
+    expected = [2 * mean(a, b) - mean(a, a) - mean(b, b) for a, b in zip(x, y, strict=True)]
+    torch.testing.assert_close(metrics.energy_distance(x, y), torch.stack(expected))
+
+
 # --- energies on a grid ---
 
 BOX = (-5.0, 5.0, -5.0, 5.0)
