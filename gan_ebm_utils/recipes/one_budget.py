@@ -20,7 +20,6 @@ import datetime
 import functools
 import hashlib
 import json
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -291,7 +290,7 @@ def watch(
     share = still.double().mean(dim=1)
     found = {
         "still": share,
-        "rhat": torch.full_like(share, math.inf),
+        "rhat": torch.full_like(share, float("inf")),
         "ess": torch.zeros_like(share),
     }
     with warnings.catch_warnings():
