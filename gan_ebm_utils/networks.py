@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gan_ebm_utils.base import check_positive, rand, randn
+from gan_ebm_utils.base import check_count, check_positive, is_count, rand, randn
 
 
 class StackedLinear(nn.Module):
@@ -33,7 +33,7 @@ class StackedLinear(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        check_positive(in_features=in_features, out_features=out_features, replicates=replicates)
+        check_count(in_features=in_features, out_features=out_features, replicates=replicates)
         bound = in_features**-0.5
         weight = rand(replicates, in_features, out_features, generator=generator)
         bias = rand(replicates, 1, out_features, generator=generator)
@@ -64,7 +64,8 @@ class FourierFeatures(nn.Module):
         self, in_features: int, n_frequencies: int, scale: float, *, generator: torch.Generator
     ) -> None:
         super().__init__()
-        check_positive(in_features=in_features, n_frequencies=n_frequencies, scale=scale)
+        check_count(in_features=in_features, n_frequencies=n_frequencies)
+        check_positive(scale=scale)
         frequencies = scale * randn(in_features, n_frequencies, generator=generator)
         self.register_buffer("frequencies", frequencies)
         self.out_features = in_features + 2 * n_frequencies
@@ -210,7 +211,8 @@ class NoisyGenerator(nn.Module):
 
     def __init__(self, generator: nn.Module, latent_dim: int, std: float) -> None:
         super().__init__()
-        check_positive(latent_dim=latent_dim, std=std)
+        check_count(latent_dim=latent_dim)
+        check_positive(std=std)
         self.generator, self.latent_dim, self.std = generator, latent_dim, std
 
     def forward(self, z: Tensor) -> Tensor:
@@ -226,8 +228,8 @@ class _Convolutions(nn.Module):
 
     def __init__(self, image_size: int, channels: int, width: int, replicates: int) -> None:
         super().__init__()
-        check_positive(channels=channels, width=width, replicates=replicates)
-        if image_size < 8 or image_size % 4:
+        check_count(channels=channels, width=width, replicates=replicates)
+        if not is_count(image_size, 8) or image_size % 4:
             raise ValueError(f"image_size must be a multiple of 4 and at least 8, got {image_size}")
         self.replicates = replicates
         self.event = (channels, image_size, image_size)
@@ -354,7 +356,7 @@ class MnistClassifier(nn.Module):
         self, n_features: int = 64, width: int = 16, *, generator: torch.Generator
     ) -> None:
         super().__init__()
-        check_positive(n_features=n_features, width=width)
+        check_count(n_features=n_features, width=width)
         self.num_features = n_features
         # Without weights at first: the constructors would draw them from the global generator.
         with torch.device("meta"):

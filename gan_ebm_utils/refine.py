@@ -30,6 +30,7 @@ from gan_ebm_utils.base import (
     Refined,
     State,
     at_least_float32,
+    check_count,
     check_positive,
     check_samples,
     count_calls,
@@ -80,7 +81,7 @@ def drs(
     Raises ValueError for both options at once, a percentile outside (0, 100), a budget below 1, or
     `max_proposals` below n; RuntimeError as soon as a replicate is too slow to keep n of them.
     """
-    check_positive(n=n, n_pilot=n_pilot, batch_size=batch_size)
+    check_count(n=n, n_pilot=n_pilot, batch_size=batch_size)
     if percentile is not None and budget is not None:
         raise ValueError("give percentile or budget, not both: each sets the rule of acceptance")
     if percentile is not None and not 0 < percentile < 100:
@@ -94,7 +95,7 @@ def drs(
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     if max_proposals is None:
         max_proposals = max(1_000_000, math.ceil(n * max(1000, 10 * (budget or 0))))
-    check_positive(max_proposals=max_proposals)
+    check_count(max_proposals=max_proposals)
     if max_proposals < n:
         raise ValueError(
             f"max_proposals must be at least n = {n}, got {max_proposals}: each sample takes one"
@@ -175,7 +176,7 @@ def mh_gan(
 
     Raises ValueError for `data` that are not one start for each chain.
     """
-    check_positive(n=n, n_steps=n_steps)
+    check_count(n=n, n_steps=n_steps)
     kernel = independence_mh(gan.logit, gan.prior)
     with _counting(gan) as calls, torch.no_grad():
         _look(gan, replicates, generator)
@@ -216,7 +217,7 @@ def isir_gan(
     weights e^d (Andrieu et al. 2018; on GANs Samsonov et al. 2022, arXiv:2111.02702). The
     acceptance rate is the share of steps that leave the state.
     """
-    check_positive(n=n, n_steps=n_steps)
+    check_count(n=n, n_steps=n_steps)
     kernel = isir(gan.logit, gan.prior, n_candidates)
     return _run(gan, kernel, n, generator, replicates, n_steps)
 
@@ -241,7 +242,7 @@ def ddls(
 
     Raises FloatingPointError, with the step, where an energy or its gradient is not finite.
     """
-    check_positive(n=n, n_steps=n_steps)
+    check_count(n=n, n_steps=n_steps)
     sizes = np.atleast_1d(step_size).tolist()
     mixed = mixture(*(kernel(energy(gan), size) for size in sizes))
     return _run(gan, mixed, n, generator, replicates, n_steps)
@@ -264,7 +265,7 @@ def dgflow(
     eps = 2 eta and T = gamma, and eta = .1, gamma = .01 (Ansari et al. 2021, arXiv:2012.00780,
     algorithm 1). The ratio in E is that of the unmoved generator. Nothing is ever refused.
     """
-    check_positive(n=n, n_steps=n_steps)
+    check_count(n=n, n_steps=n_steps)
     kernel = langevin(flow_energy(gan, divergence), step_size, temperature)
     return _run(gan, kernel, n, generator, replicates, n_steps)
 
@@ -291,7 +292,8 @@ def dot(
 
     Raises ValueError for another space, or `tangent` in the data space.
     """
-    check_positive(n=n, n_steps=n_steps, learning_rate=learning_rate)
+    check_count(n=n, n_steps=n_steps)
+    check_positive(learning_rate=learning_rate)
     _check_space(space)
     if tangent and space == "data":
         raise ValueError('tangent is for latents, whose prior lives near a sphere; use "latent"')
@@ -339,7 +341,7 @@ def lipschitz_estimate(
 
     Raises ValueError for another space.
     """
-    check_positive(replicates=replicates, n_pairs=n_pairs, n_draws=n_draws)
+    check_count(replicates=replicates, n_pairs=n_pairs, n_draws=n_draws)
     _check_space(space)
     with torch.no_grad(), evaluating(gan.generator, gan.discriminator):
         z = gan.prior((replicates, 2 * n_draws * n_pairs), generator)
@@ -493,7 +495,7 @@ def _look(
 
     Raises or warns, before any work, if `gan` does not map latents to one logit each.
     """
-    check_positive(replicates=replicates)
+    check_count(replicates=replicates)
     own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
     z = gan.prior((replicates, 100), own)
     with torch.no_grad():

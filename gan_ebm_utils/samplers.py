@@ -30,6 +30,7 @@ from gan_ebm_utils.base import (
     Sample,
     State,
     at_least_float32,
+    check_count,
     check_positive,
     dtype_of,
     evaluating,
@@ -136,11 +137,7 @@ def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: i
     The next state is one of `n_candidates` points, the state and n_candidates - 1 proposals, drawn
     with weights e^{r}. The target is invariant for every n_candidates >= 2 (Andrieu et al. 2018).
     """
-    if n_candidates < 2:
-        raise ValueError(
-            f"n_candidates must be at least 2, the state and one proposal, got {n_candidates}"
-        )
-
+    check_count(2, n_candidates=n_candidates)  # the state and one proposal
     n_fresh = n_candidates - 1
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
@@ -187,7 +184,7 @@ def rejection_sample(
     was kept until then has the wrong law. Raises RuntimeError if fewer than one proposal in a
     million is kept.
     """
-    check_positive(n=n, batch_size=batch_size)
+    check_count(n=n, batch_size=batch_size)
     if not math.isfinite(log_bound):
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     kept, n_kept, n_tried = [], 0, 0
@@ -238,9 +235,8 @@ def annealed_log_partition(
 
     Raises ValueError for counts below 1, fewer than 2 chains, or a start without a density.
     """
-    check_positive(n_levels=n_levels, replicates=replicates)
-    if n_chains < 2:
-        raise ValueError(f"n_chains must be at least 2 for a standard error, got {n_chains}")
+    check_count(n_levels=n_levels, replicates=replicates)
+    check_count(2, n_chains=n_chains)  # for a standard error
     if start.log_prob is None:
         raise ValueError("start has no log_prob; give a law with a density, such as gaussian(...)")
 
@@ -280,7 +276,7 @@ def run_chain(
     RuntimeError for a kernel with gradients within `torch.inference_mode`. Warns if all chains end
     where they began.
     """
-    check_positive(n_steps=n_steps, thin=thin)
+    check_count(n_steps=n_steps, thin=thin)
     if thin > n_steps:
         raise ValueError(f"thin must be at most n_steps, got {thin} and {n_steps}: nothing is kept")
     with evaluating(*kernel.networks):
@@ -322,7 +318,7 @@ class ReplayBuffer:
         replicates: int = 1,
         fresh_share: float = 0.05,
     ) -> None:
-        check_positive(capacity=capacity, replicates=replicates)
+        check_count(capacity=capacity, replicates=replicates)
         if not 0 <= fresh_share <= 1:
             raise ValueError(f"fresh_share must lie in [0, 1], got {fresh_share}")
         self.fresh, self.fresh_share = fresh, fresh_share
@@ -333,8 +329,9 @@ class ReplayBuffer:
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n positions per replicate, (R, n, *event), each from another place of the buffer."""
         replicates, capacity = self.positions.shape[:2]
-        if not 1 <= n <= capacity:
-            raise ValueError(f"n must be between 1 and the capacity {capacity}, got {n}")
+        check_count(n=n)
+        if n > capacity:
+            raise ValueError(f"n must be at most the capacity {capacity}, got {n}")
         order = torch.randperm(capacity, generator=generator, device=self.positions.device)
         self._drawn = order[:n]
         positions = self.positions[:, self._drawn]  # indexing copies

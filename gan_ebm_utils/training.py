@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gan_ebm_utils.base import Gan, Kernel, Sample, check_positive, evaluating, gradients
+from gan_ebm_utils.base import (
+    Gan,
+    Kernel,
+    Sample,
+    check_count,
+    check_positive,
+    evaluating,
+    gradients,
+)
 from gan_ebm_utils.losses import gan_d_loss
 from gan_ebm_utils.samplers import ReplayBuffer, run_chain
 
@@ -64,7 +72,7 @@ def fit_discriminator(
     Raises ValueError for counts below 1, samples that are not finite or a network that is frozen,
     RuntimeError with the step if the loss stops being finite.
     """
-    check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
+    check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     check_positive(learning_rate=learning_rate)
     optimizer = _adam("discriminator", discriminator, learning_rate, (0.9, 0.99))
     size = (replicates, batch_size)
@@ -131,7 +139,7 @@ def train_gan(
 
     Raises as `fit_discriminator` does, and ValueError for networks that share weights to train.
     """
-    check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
+    check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
     check_positive(learning_rate=learning_rate)
     d_optimizer = _adam("discriminator", gan.discriminator, learning_rate, betas)
     g_optimizer = _adam("generator", gan.generator, learning_rate, betas)
@@ -199,7 +207,7 @@ def train_ebm(
     Raises ValueError for counts below 1, a frozen energy, a negative alpha or negatives of another
     shape than the data, RuntimeError with the step if an energy stops being finite.
     """
-    check_positive(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
+    check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     check_positive(learning_rate=learning_rate)
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")

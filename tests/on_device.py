@@ -241,13 +241,14 @@ def reject(at):
 
 
 def device_of(at):
-    energy, centre = energy_at(at), normal(at, 2)
+    energy, gan, centre = energy_at(at), gan_at(at), normal(at, 2)
     beta, law = torch.tensor(0.5), datasets.gaussian_grid()
     holding = (
         energy,
         energy.forward,
         lambda x: beta * energy(x),
-        energies.latent_energy(gan_at(at)),
+        energies.latent_energy(gan),
+        lambda z: gan.discriminator(gan.generator(z)),
         lambda x: law.log_prob(x - centre),
     )
     assert {base.device_of(f).type for f in holding} == {at.type}

@@ -304,6 +304,54 @@ def test_what_a_process_of_another_user_is_making_stays(tmp_path, monkeypatch):
         assert theirs.exists()
 
 
+def test_a_folder_is_made_or_named(tmp_path):
+    with partial_folder(tmp_path / "new" / "folder") as part:
+        assert part.parent == tmp_path / "new" / "folder"
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with (
+            pytest.raises(OSError, match="nothing was written to .*give a folder") as caught,
+            partial_folder(folder),
+        ):
+            raise AssertionError("nothing may run")
+        assert str(folder) in str(caught.value)
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied")  # which root never meets
+
+    monkeypatch.setattr(base.tempfile, "TemporaryDirectory", refuse)
+    with (
+        pytest.raises(OSError, match="nothing was written to .*Permission denied"),
+        whole_file(tmp_path / "file"),
+    ):
+        raise AssertionError("nothing may run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path):
+    with (
+        pytest.raises(OSError, match="nothing was written to .*No space left") as caught,
+        whole_file(tmp_path / "file") as part,
+    ):
+        part.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert str(tmp_path) in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "file"
+    with whole_file(path) as part:
+        part.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    with pytest.raises(RuntimeError), whole_file(path) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "whole" and os.listdir(path.parent) == ["file"]
+
+
 # --- networks ---
 
 
@@ -362,51 +410,3 @@ def test_the_prior_and_the_logit_of_a_gan():
     assert torch.equal(gan.logit(z), gan.discriminator(gan.generator(z)))
     plain = Gan(nn.Identity(), None, 2).prior((1, 7), seeded(3, "cpu"))
     assert torch.equal(plain, randn(1, 7, 2, generator=seeded(3, "cpu")))
-
-
-def test_a_folder_is_made_or_named(tmp_path):
-    with partial_folder(tmp_path / "new" / "folder") as part:
-        assert part.parent == tmp_path / "new" / "folder"
-    (tmp_path / "file").write_text("in the way")
-    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with (
-            pytest.raises(OSError, match="nothing was written to .*give a folder") as caught,
-            partial_folder(folder),
-        ):
-            raise AssertionError("nothing may run")
-        assert str(folder) in str(caught.value)
-
-
-def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
-    def refuse(*arguments, **named):
-        raise PermissionError(13, "Permission denied")  # which root never meets
-
-    monkeypatch.setattr(base.tempfile, "TemporaryDirectory", refuse)
-    with (
-        pytest.raises(OSError, match="nothing was written to .*Permission denied"),
-        whole_file(tmp_path / "file"),
-    ):
-        raise AssertionError("nothing may run")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_that_fills_up_is_named(tmp_path):
-    with (
-        pytest.raises(OSError, match="nothing was written to .*No space left") as caught,
-        whole_file(tmp_path / "file") as part,
-    ):
-        part.write_text("half")
-        raise OSError(28, "No space left on device")
-    assert str(tmp_path) in str(caught.value) and list(tmp_path.iterdir()) == []
-
-
-def test_a_file_appears_when_it_is_whole(tmp_path):
-    path = tmp_path / "new" / "file"
-    with whole_file(path) as part:
-        part.write_text("whole")
-        assert not path.exists()
-    assert path.read_text() == "whole"
-    with pytest.raises(RuntimeError), whole_file(path) as part:
-        part.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "whole" and os.listdir(path.parent) == ["file"]

@@ -196,7 +196,8 @@ def numbers(found):
     ],
     ids=["no float64 there", "requires a gradient", "strides"],
 )
-def test_where_and_how_a_tensor_lies_changes_nothing(name, to):
+def test_where_and_how_a_tensor_lies_changes_nothing(name, to, monkeypatch):
+    monkeypatch.setenv("GAN_EBM_DEVICE", "cpu")  # a device of its own cannot be another's, too
     plain, other = numbers(SCORES[name](lambda x: x)), numbers(SCORES[name](to))
     for a, b in zip(plain, other, strict=True):
         assert type(b) is torch.Tensor and not b.requires_grad and b.device.type == "cpu"
@@ -511,6 +512,17 @@ def test_energy_distance_of_two_normals():
             metrics.energy_distance(x, other)
 
 
+def test_energy_distance_of_unequal_samples():
+    x, y = randn(2, 7, 2, generator=rng()).double(), randn(2, 4, 2, generator=rng(1)).double()
+
+    def mean(a, b):  # over pairs of different points
+        pairs = [(p, q) for i, p in enumerate(a) for j, q in enumerate(b) if a is not b or i != j]
+        return sum((p - q).norm() for p, q in pairs) / len(pairs)
+
+    expected = [2 * mean(a, b) - mean(a, a) - mean(b, b) for a, b in zip(x, y, strict=True)]
+    torch.testing.assert_close(metrics.energy_distance(x, y), torch.stack(expected))
+
+
 # --- energies on a grid ---
 
 BOX = (-5.0, 5.0, -5.0, 5.0)
@@ -569,7 +581,7 @@ def test_bad_grids():
     for bad in (math.nan, -math.inf):
         with pytest.raises(FloatingPointError, match="nan or -inf in 160000 cells"):
             metrics.log_partition(lambda x, bad=bad: torch.full_like(x[..., 0], bad), BOX)
-    one_wall = lambda x: quadratic(x) / torch.tensor([[1.0], [0.0]])  # noqa: E731
+    one_wall = lambda x: quadratic(x) / x.new_tensor([[1.0], [0.0]])  # noqa: E731
     with pytest.raises(FloatingPointError, match=r"\+inf in every cell"):
         metrics.log_partition(one_wall, BOX, replicates=2)
     nowhere = gaussian([0.0, 0.0])._replace(log_prob=lambda x: x[:, 0] * math.nan)
@@ -665,7 +677,7 @@ def low(quantile):
 # Each chain's draws are independent, but for those at `where`.
 @pytest.mark.parametrize("where", [slice(None), slice(None, 500), slice(-500, None)])
 @pytest.mark.parametrize("value", [0.0, low(0.25), low(0.4), 3.0])
-@pytest.mark.parametrize("n_chains", [4, 20, 60])
+@pytest.mark.parametrize("n_chains", [4, 20])
 def test_chains_that_stand_still_never_seem_fine(where, value, n_chains):
     draws = randn(1001, n_chains, 2, generator=rng())
     moving = draws.clone()

@@ -280,7 +280,7 @@ def test_the_lipschitz_estimate_of_a_plane():
         assert (k <= 5 + 1e-4).all() and (k > 4.99).all()
     with pytest.raises(ValueError, match='"latent" or "data", got \'latents\''):
         lipschitz_estimate(gan, rng(), space="latents")
-    with pytest.raises(ValueError, match="replicates must be positive, got 0"):
+    with pytest.raises(ValueError, match="replicates must be a whole number of at least 1, got 0"):
         lipschitz_estimate(gan, rng(), replicates=0)
 
 
@@ -704,9 +704,9 @@ def test_a_discriminator_with_an_axis_too_many(sampler):
 
 @pytest.mark.parametrize("sampler", ALL)
 def test_counts_must_be_positive(sampler):
-    with pytest.raises(ValueError, match="n must be positive, got 0"):
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1, got 0"):
         sampler(EXACT.gan, 0, rng())
-    with pytest.raises(ValueError, match="replicates must be positive, got 0"):
+    with pytest.raises(ValueError, match="replicates must be a whole number of at least 1, got 0"):
         sampler(EXACT.gan, 5, rng(), replicates=0)
 
 
@@ -720,7 +720,7 @@ def test_counts_must_be_positive(sampler):
         ({"max_proposals": 9}, "max_proposals must be at least n = 10, got 9"),
         ({"percentile": 0}, r"percentile must lie in \(0, 100\).*got 0"),
         ({"percentile": 95, "budget": 2}, "not both"),
-        ({"n_pilot": 0}, "n_pilot must be positive"),
+        ({"n_pilot": 0}, "n_pilot must be a whole number of at least 1"),
     ],
 )
 def test_bad_rules_of_rejection(settings, message):

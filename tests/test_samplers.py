@@ -409,8 +409,8 @@ def test_a_bad_start(position, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_steps": 0}, "n_steps must be positive"),
-        ({"n_steps": 5, "thin": 0}, "thin must be positive"),
+        ({"n_steps": 0}, "n_steps must be a whole number of at least 1"),
+        ({"n_steps": 5, "thin": 0}, "thin must be a whole number of at least 1"),
         ({"n_steps": 5, "thin": 6}, "nothing is kept"),
     ],
 )
@@ -420,7 +420,7 @@ def test_bad_counts(arguments, message):
 
 
 def test_isir_needs_a_candidate():
-    with pytest.raises(ValueError, match="n_candidates must be at least 2"):
+    with pytest.raises(ValueError, match="n_candidates must be a whole number of at least 2"):
         isir(well_ratio, wide, 1)
 
 
@@ -470,7 +470,7 @@ def test_a_buffer_says_what_is_wrong():
     buffer = ReplayBuffer(wide, 50, rng())
     with pytest.raises(ValueError, match="call draw first"):
         buffer.store(torch.zeros(1, 20, 1))
-    with pytest.raises(ValueError, match="between 1 and the capacity 50, got 51"):
+    with pytest.raises(ValueError, match="at most the capacity 50, got 51"):
         buffer.draw(51, rng())
     buffer.draw(20, rng())
     with pytest.raises(ValueError, match=r"positions must be \(1, 20, 1\), got \(1, 19, 1\)"):
@@ -515,7 +515,7 @@ def test_annealing_needs_a_density():
     start = Distribution(wide, None, None)
     with pytest.raises(ValueError, match="no log_prob"):
         annealed_log_partition(normal_energy, start, 10, 0.1, rng())
-    with pytest.raises(ValueError, match="n_chains must be at least 2"):
+    with pytest.raises(ValueError, match="n_chains must be a whole number of at least 2"):
         annealed_log_partition(normal_energy, gaussian([0.0]), 5, 0.1, rng(), n_chains=1)
     with pytest.raises(ValueError, match="n_levels"):
         annealed_log_partition(normal_energy, gaussian([0.0]), 0, 0.1, rng())

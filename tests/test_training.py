@@ -239,15 +239,23 @@ def test_a_generators_loss_that_diverges_is_named_and_leaves_the_networks_traina
     assert all(parameter.requires_grad for parameter in gan.discriminator.parameters())
 
 
-@pytest.mark.parametrize("name", ["n_steps", "replicates", "batch_size", "learning_rate"])
-def test_counts_below_1_are_named(name):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("n_steps", "a whole number of at least 1"),
+        ("replicates", "a whole number of at least 1"),
+        ("batch_size", "a whole number of at least 1"),
+        ("learning_rate", "positive"),
+    ],
+)
+def test_counts_below_1_are_named(name, says):
     options = {"n_steps": 1, name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be {says}, got 0"):
         fit_discriminator(
             mlp(2, (4,), generator=rng()), P.sample, Q.sample, losses.gan_d_loss,
             generator=rng(), **options,
         )  # fmt: skip
-    with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be {says}, got 0"):
         train_gan(
             small_gan(1), P.sample, losses.gan_d_loss, losses.non_saturating_g_loss,
             generator=rng(), **options,
@@ -453,7 +461,7 @@ def test_an_ebm_learns_with_langevin_chains():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_steps": 0}, "n_steps must be positive"),
+        ({"n_steps": 0}, "n_steps must be a whole number of at least 1"),
         ({"alpha": -1.0}, "alpha must be at least 0"),
         ({"negatives": lambda x, g: x[:, :1]}, r"negatives must be \(1, 256, 2\)"),
     ],

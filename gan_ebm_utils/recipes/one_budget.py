@@ -19,7 +19,6 @@ import argparse
 import functools
 import hashlib
 import json
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -296,7 +295,7 @@ def watch(
     share = still.double().mean(dim=1)
     found = {
         "still": share,
-        "rhat": torch.full_like(share, math.inf),
+        "rhat": torch.full_like(share, float("inf")),
         "ess": torch.zeros_like(share),
     }
     with warnings.catch_warnings():
