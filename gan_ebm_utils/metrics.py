@@ -386,13 +386,14 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
             stacklevel=3,
         )
     if name == "rhat":
-        # Chains that each stand at a value of their own have an R-hat of infinity. Draws of two
+        # Halves that each stand at a value of their own have an R-hat of infinity. Draws of two
         # values may lie equally far from the median: that part of R-hat is left out.
         with np.errstate(divide="ignore", invalid="ignore"):
             values = array_stats.rhat(array, chain_axis=1, draw_axis=0)
         values = torch.from_numpy(np.atleast_1d(values))
         seems_fine = values < 1.1
-    if seems_fine.all() and (n_still := int(stands_still(draws).sum())):
+    hidden = seems_fine.all() or values.isnan().any()
+    if hidden and (n_still := int(stands_still(draws).sum())):
         raise ValueError(
             f"{n_still} of {draws.shape[1]} chains stand still in some coordinate for half of "
             f"their {len(draws)} draws, which {name} = {values.tolist()} would hide; run longer, "

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 from gan_ebm_utils import metrics
-from gan_ebm_utils.base import Distribution, randn, seeded
+from gan_ebm_utils.base import Distribution, rand, randn, seeded
 from gan_ebm_utils.datasets import digits, gaussian, gaussian_grid
 from gan_ebm_utils.networks import energy_mlp
 from gan_ebm_utils.samplers import mala, run_chain
@@ -670,6 +670,17 @@ def test_a_coordinate_that_never_moves_is_not_judged(diagnose):
             diagnose(draws)
 
 
+@pytest.mark.filterwarnings("ignore:the effective sample size")
+def test_halves_without_a_spread_are_not_judged():
+    # The draw in the middle belongs to no half: nothing is left to compare.
+    draws = torch.stack(
+        [torch.zeros(9, 3), 10 * torch.arange(3) + rand(9, 3, generator=rng())], dim=2
+    )
+    draws[4, :, 0] = 1.0
+    with pytest.raises(ValueError, match="3 of 3 chains stand still"):
+        metrics.rhat(draws)
+
+
 def low(quantile):
     return stats.norm.ppf(quantile)
 
@@ -712,12 +723,13 @@ def test_what_would_seem_fine():
 
 
 def test_a_large_rhat_of_chains_that_stand_still_is_an_answer():
-    draws = randn(1000, 4, generator=rng())
-    draws[:, 0] = 3.0
-    with pytest.warns(UserWarning, match="or stuck"):
-        assert metrics.rhat(draws) > 1.4
-    with pytest.warns(UserWarning, match="or stuck"):
-        assert metrics.ess(draws) < 10
+    draws = randn(1000, 4, 2, generator=rng())
+    draws[:, 0, 0] = 3.0
+    for part in (draws[..., 0], draws):  # the other coordinate is fine
+        with pytest.warns(UserWarning, match="or stuck"):
+            assert metrics.rhat(part)[0] > 1.4
+        with pytest.warns(UserWarning, match="or stuck"):
+            assert metrics.ess(part)[0] < 10
 
 
 def test_which_chains_stand_still():
