@@ -625,6 +625,13 @@ def test_logits_in_half_precision(sampler):
     assert refined.samples.dtype == torch.float32
 
 
+@pytest.mark.parametrize("rule", [{"percentile": 80}, {"budget": 3.0}])
+def test_rules_of_rejection_in_half_precision(rule):
+    coarse = with_logit(lambda d, x: d.bfloat16())
+    rates = [drs(gan, 5000, rng(), **rule).acceptance_rate for gan in (EXACT.gan, coarse)]
+    assert abs(rates[1] / rates[0] - 1) < 0.1
+
+
 @pytest.mark.parametrize("sampler", ALL)
 def test_samplers_within_modes_of_autograd(sampler):
     gan = plain_gan()
