@@ -619,10 +619,19 @@ def test_logits_in_half_precision(sampler):
     settings = {"k": 1.0} if sampler is dot else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transport has no slope to follow
-        refined = sampler(with_logit(cliff), 2000, rng(), **settings)
+        # Rejection looks at each proposal once, so it takes many to meet a uniform number of 0.
+        n = 30_000 if sampler is drs else 500
+        refined = sampler(with_logit(cliff), n, rng(), **settings)
     if sampler in (drs, mh_gan, isir_gan):
         assert (refined.samples[..., 0] <= 0.5).all()
     assert refined.samples.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rule", [{"percentile": 80}, {"budget": 3.0}])
+def test_rules_of_rejection_in_half_precision(rule):
+    coarse = with_logit(lambda d, x: d.bfloat16())
+    rates = [drs(gan, 5000, rng(), **rule).acceptance_rate for gan in (EXACT.gan, coarse)]
+    assert abs(rates[1] / rates[0] - 1) < 0.1
 
 
 @pytest.mark.parametrize("sampler", ALL)
