@@ -1,10 +1,10 @@
 """The commands of the Makefile: what readers are told of them, and what they run."""
 
-import os
+import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -32,16 +32,12 @@ def test_make_test_runs_every_test_and_leaves_the_notebooks_to_the_wheel():
     assert "--nbval" in lines_of("gpu")
 
 
-def pytest_on(device):
-    """pytest on one file, up to the list of its tests, where GAN_EBM_DEVICE is `device`."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_claims.py"]
-    env = os.environ | {"GAN_EBM_DEVICE": device}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-
-
-def test_a_device_that_is_not_there_ends_the_tests_with_a_reason():
-    refused = pytest_on("cuda:99")
-    assert refused.returncode != 0
-    assert "GAN_EBM_DEVICE is 'cuda:99', which cannot be used here" in refused.stderr
-    assert "test_claims" not in refused.stdout
-    assert "test_claims" in pytest_on("cpu").stdout
+def test_a_device_that_is_not_there_ends_the_tests_with_a_reason(monkeypatch, pytestconfig):
+    spec = importlib.util.spec_from_file_location("settings", ROOT / "conftest.py")
+    settings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(settings)
+    monkeypatch.setenv("GAN_EBM_DEVICE", "cuda:99")
+    with pytest.raises(pytest.UsageError, match="'cuda:99', which cannot be used here"):
+        settings.pytest_configure(pytestconfig)
+    monkeypatch.setenv("GAN_EBM_DEVICE", "cpu")
+    settings.pytest_configure(pytestconfig)
