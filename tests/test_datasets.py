@@ -311,6 +311,8 @@ def test_pixels_become_bytes_and_back():
     for kind in (torch.float64, torch.float16, torch.bfloat16):
         ends = torch.tensor([-1.0, 0.0, 1.0], dtype=kind)
         assert datasets.to_bytes(ends).tolist() == [0, 128, 255]
+        x = torch.linspace(-1, 1, 999).to(kind)
+        assert torch.equal(datasets.to_bytes(x), datasets.to_bytes(x.float()))
     # 255.5 as a byte would be 0.
     beyond = torch.tensor([-1.5, -1.01, 1.01, 3.0])
     assert datasets.to_bytes(beyond).tolist() == [0, 0, 255, 255]
