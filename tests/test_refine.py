@@ -627,6 +627,20 @@ def test_logits_in_half_precision(sampler):
     assert refined.samples.dtype == torch.float32
 
 
+def test_samples_in_half_precision_are_moved_in_single():
+    class Coarse(nn.Module):  # as an autocast generator
+        def forward(self, z):
+            return (2 + z.tanh()).bfloat16()
+
+    gan = Gan(Coarse(), EXACT.gan.discriminator, 2)
+    still, moved = (
+        dot(gan, 50, rng(), space="data", k=1.0, learning_rate=1e-4, n_steps=n_steps).samples
+        for n_steps in (1, 50)
+    )
+    assert moved.dtype == torch.float32
+    assert (moved - still).norm(dim=2).median() > 1e-3  # 1/100 is the distance of two bfloat16
+
+
 @pytest.mark.parametrize("rule", [{"percentile": 80}, {"budget": 3.0}])
 def test_rules_of_rejection_in_half_precision(rule):
     coarse = with_logit(lambda d, x: d.bfloat16())
