@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from pathlib import Path
+from types import CellType
 from typing import NamedTuple
 
 import torch
@@ -223,7 +224,8 @@ def device_of(function: object) -> torch.device:
         elif isinstance(part, tuple | list):
             found = tuple(part)
         elif callable(part):
-            cells = getattr(part, "__closure__", None) or ()
+            # A function that is defined only later has a cell, which is still empty.
+            cells = [c for c in getattr(part, "__closure__", None) or () if c != CellType()]
             found = (getattr(part, "__self__", None), *(cell.cell_contents for cell in cells))
         parts.extend(x for x in found if not any(x is known for known in parts))
     return devices[0] if devices else default_device()

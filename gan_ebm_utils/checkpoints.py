@@ -6,12 +6,10 @@ card stores the SHA-256 of the other file, so that a pair that does not belong t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +80,7 @@ def save(
     text = json.dumps(card, indent=2, allow_nan=False) + "\n"
 
     folder = folder or DATA
-    with writing(folder) as part:
+    with partial_folder(folder) as part:
         (part / f"{name}.safetensors").write_bytes(raw)
         (part / f"{name}.json").write_text(text, encoding="utf-8")
         _check_comes_back(name, networks, part)
@@ -112,19 +110,6 @@ def _check_comes_back(
                     f"network {key!r} of {name!r}: {k}, {v.dtype}, would not come back as it is; "
                     "weights must be finite and float32 (network.float()) or shorter"
                 )
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[Path]:
-    """`partial_folder` in a folder that is made if need be; OSError with advice if it cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with partial_folder(folder) as part:
-            yield part
-    except OSError as error:
-        raise OSError(
-            f"nothing was written to {folder}, give a folder with room that takes files: {error}"
-        ) from error
 
 
 def load(name: str, device: torch.device | str = "cpu", folder: Path | None = None) -> Checkpoint:

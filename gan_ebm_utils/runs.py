@@ -19,7 +19,7 @@ import pooch
 import torch
 
 from gan_ebm_utils import checkpoints
-from gan_ebm_utils.base import default_device
+from gan_ebm_utils.base import default_device, whole_file
 from gan_ebm_utils.datasets import digest, mnist
 
 # The option of a recipe that goes on where it was cut off.
@@ -66,9 +66,8 @@ def store(state: Any, file: Path) -> None:
     raw = io.BytesIO()
     torch.save(state, raw)
     sha256 = hashlib.sha256(raw.getvalue()).digest()
-    with checkpoints.writing(file.parent) as part:
-        (part / file.name).write_bytes(sha256 + raw.getvalue())
-        os.replace(part / file.name, file)
+    with whole_file(file) as part:
+        part.write_bytes(sha256 + raw.getvalue())
 
 
 def read(file: Path, device: torch.device | str = "cpu") -> Any:

@@ -22,6 +22,7 @@ from gan_ebm_utils.base import (
     check_samples,
     count_calls,
     default_device,
+    device_of,
     dtype_of,
     environment_path,
     evaluating,
@@ -410,3 +411,13 @@ def test_the_prior_and_the_logit_of_a_gan():
     assert torch.equal(gan.logit(z), gan.discriminator(gan.generator(z)))
     plain = Gan(nn.Identity(), None, 2).prior((1, 7), seeded(3, "cpu"))
     assert torch.equal(plain, randn(1, 7, 2, generator=seeded(3, "cpu")))
+
+
+def test_a_function_that_is_not_yet_defined_has_no_device():
+    def outer():
+        early = lambda: late  # noqa: E731
+        found = device_of(early)
+        late = torch.zeros(1)
+        return found, late
+
+    assert outer()[0] == torch.device("cpu")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, plotting
-from gan_ebm_utils.base import default_device, randn, seeded
+from gan_ebm_utils.base import default_device, randn, seeded, whole_file
 from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.training import fit_discriminator
@@ -135,9 +134,8 @@ def main(argv: list[str] | None = None) -> None:
         "generator": {name: float(values) for name, values in report._asdict().items()},
         "energy_minus_truth": {"mean": float(error.mean()), "std": float(error.std())},
     }
-    with checkpoints.writing(args.out.parent) as part:
-        figure.savefig(part / args.out.name, dpi=150, metadata={"Description": json.dumps(facts)})
-        os.replace(part / args.out.name, args.out)
+    with whole_file(args.out) as part:
+        figure.savefig(part, dpi=150, metadata={"Description": json.dumps(facts)})
     print(json.dumps(facts, indent=2))
 
 
