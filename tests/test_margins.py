@@ -17,18 +17,6 @@ margins = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(margins)
 
 
-def claims(notebook):
-    """The claims that a stored notebook printed, in order."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    lines = [
-        line
-        for cell in cells
-        for output in cell.get("outputs", [])
-        for line in "".join(output.get("text", [])).splitlines()
-    ]
-    return [line.removeprefix("✓ ") for line in lines if line.startswith("✓ ")]
-
-
 def too_close(summary):
     """Texts of claims whose margin is below the least; a float identity has at least that."""
     return [row["text"] for row in summary if not float(row["margin"]) >= MIN_MARGIN]
@@ -38,7 +26,7 @@ def too_close(summary):
 def test_every_claim_was_studied_and_keeps_its_margin(notebook):
     folder = ROOT / "tests" / "margins"
     summary = margins.read(folder / f"{notebook.stem}_summary.csv")
-    assert [row["text"] for row in summary] == claims(notebook)
+    assert [row["text"] for row in summary] == [text for _, text in margins.claims_of(notebook)]
     assert min(int(row["runs"]) for row in summary) >= 30
     assert too_close(summary) == []
     assert summary == [
@@ -82,3 +70,57 @@ def test_tables_are_written_whole(tmp_path):
     with pytest.raises(ValueError):
         margins.write(table, ("a",), [{"unknown": 1}])
     assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
+
+
+def code(source, *printed):
+    outputs = [{"output_type": "stream", "name": "stdout", "text": f"✓ {t}\n"} for t in printed]
+    return {"cell_type": "code", "source": source, "outputs": outputs}
+
+
+CELLS = [
+    code("import torch\nn = 3"),
+    {"cell_type": "markdown", "source": "Text with x = 1."},
+    code("def make(k):\n    return [n] * k"),
+    code("x = make(2)"),
+    code("y = make(3)"),
+    code("x.append(1)"),
+    code("history = train_gan(y)"),
+    code("ax.plot(y)\nprint(x)"),
+    code("claim('of x', sum(x), at_least=0)", "of x"),
+    code("claim('of y', sum(y), at_least=0)", "of y"),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "needed"),
+    [({8}, [0, 2, 3, 5, 8]), ({9}, [0, 2, 4, 6, 9]), ({8, 9}, [0, 2, 3, 4, 5, 6, 8, 9])],
+)
+def test_a_run_executes_what_its_claims_need(wanted, needed):
+    assert margins.cells_for(CELLS, wanted) == needed
+
+
+def test_a_study_measures_what_the_table_lacks(tmp_path, monkeypatch):
+    notebook = tmp_path / "01_a.ipynb"
+    notebook.write_text(json.dumps({"cells": CELLS}), encoding="utf-8")
+    asked = []
+
+    def run_once(notebook, offset, texts):
+        asked.append((offset, texts))
+        run = {"offset": offset, "capability": "avx2", "threads": "1"}
+        bounds = {"at_most": None, "at_least": 0.0}
+        return [{**run, "text": text, "value": offset, **bounds} for text in texts]
+
+    monkeypatch.setattr(margins, "FOLDER", tmp_path)
+    monkeypatch.setattr(margins, "run_once", run_once)
+    margins.study(notebook, runs=2, jobs=1)
+    assert asked == [(1000, {"of x", "of y"}), (1001, {"of x", "of y"})]
+    table = margins.read(tmp_path / "01_a.csv")
+    assert [row["text"] for row in table] == ["of x", "of y"] * 2
+    gone = {**table[0], "text": "gone"}
+    margins.write(tmp_path / "01_a.csv", margins.RUN_COLUMNS, [gone, *table[1:]])
+    asked.clear()
+    margins.study(notebook, runs=2, jobs=1)
+    assert asked == [(1000, {"of x"})]
+    assert margins.read(tmp_path / "01_a.csv") == table
+    summary = margins.read(tmp_path / "01_a_summary.csv")
+    assert [row["text"] for row in summary] == ["of x", "of y"]

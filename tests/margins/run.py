@@ -5,16 +5,21 @@
 Each run executes the notebook with an offset added to every seed, so with numbers that the book
 does not use, over vector instructions (avx2, default) and threads (1, 2) in turn. The values of all
 claims go to NOTEBOOK.csv in this folder, one row per claim and run; what the claims then keep from
-their bounds, in standard deviations over the runs, to NOTEBOOK_summary.csv. Runs that are already
-in the table are not made again.
+their bounds, in standard deviations over the runs, to NOTEBOOK_summary.csv.
+
+The claims are those that the stored notebook has printed. What the table holds is not measured
+again, and a run executes only the cells that the missing claims need. So delete the rows of a claim
+whose code has changed; those of a claim that is gone are dropped.
 """
 
 import argparse
+import ast
 import csv
 import io
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -32,15 +37,99 @@ RUN_COLUMNS = ("offset", "capability", "threads", "text", "at_most", "at_least",
 SUMMARY_COLUMNS = ("text", "at_most", "at_least", "runs", "mean", "sd", "worst", "margin")
 
 EXECUTE = """
-import nbformat, sys
+import json, nbformat, sys
 from nbclient import NotebookClient
 notebook = nbformat.read(sys.argv[1], as_version=4)
+notebook.cells = [notebook.cells[number] for number in json.loads(sys.argv[2])]
 NotebookClient(notebook, kernel_name="python3", timeout=None).execute()
 """
+# Calls that change none of their arguments, and objects whose methods change nothing but a figure.
+HARMLESS = {"print", "claim", "display", "setattr"}
+DRAWING = {"ax", "axes", "fig", "figure", "plt", "plotting", "sns"}
+IN_PLACE = ("train", "fit", "refit")  # functions that change their arguments, whatever they return
 
 
-def run_once(notebook, offset):
-    """Execute the notebook with the given seed offset; return the rows of its claims."""
+def claims_of(notebook):
+    """The claims that a stored notebook has printed, in order: pairs of cell number and text."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [
+        (number, line.removeprefix("✓ "))
+        for number, cell in enumerate(cells)
+        for output in cell.get("outputs", [])
+        for line in "".join(output.get("text", [])).splitlines()
+        if line.startswith("✓ ")
+    ]
+
+
+def names_of(code):
+    """(read, changed, replaced): names that a cell needs, alters or binds, and those it binds anew.
+
+    What it binds anew it needs from no other cell; what it only alters it does.
+    """
+    lines = [re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in code.splitlines()]
+    read, changed, replaced = set(), set(), set()
+    for statement in ast.parse("\n".join(lines)).body:
+        local, loads, made = set(), set(), set()
+        is_function = isinstance(statement, ast.FunctionDef | ast.ClassDef)
+        for node in ast.walk(statement):
+            if isinstance(node, ast.arg):
+                local.add(node.arg)
+            elif isinstance(node, ast.comprehension):
+                local |= {each.id for each in ast.walk(node.target) if isinstance(each, ast.Name)}
+            elif isinstance(node, ast.alias):
+                made.add((node.asname or node.name).split(".")[0])
+            elif isinstance(node, ast.Name):
+                (loads if isinstance(node.ctx, ast.Load) else made).add(node.id)
+            elif isinstance(node, ast.Attribute | ast.Subscript):
+                if not isinstance(node.ctx, ast.Load):
+                    changed.add(root_of(node))
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                changed |= changed_by(node.value)
+            elif isinstance(node, ast.Call) and str(called(node)).startswith(IN_PLACE):
+                changed |= changed_by(node)
+        if is_function:
+            local, made = local | made, {statement.name}
+        read |= loads - local - replaced
+        changed |= made - local
+        if is_function or isinstance(statement, ast.Assign | ast.Import | ast.ImportFrom):
+            replaced |= made - local
+    return read, changed - {None}, replaced
+
+
+def root_of(node):
+    """The name at the left end of a chain such as a.b[c].d, or None."""
+    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def called(call):
+    return getattr(call.func, "id", getattr(call.func, "attr", None))
+
+
+def changed_by(call):
+    """Names of the objects that a call may change: its arguments, and what a method belongs to."""
+    if called(call) in HARMLESS or root_of(call) in DRAWING:
+        return {root_of(call)} - HARMLESS
+    arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return {root_of(argument) for argument in arguments} | {root_of(call)}
+
+
+def cells_for(cells, wanted):
+    """Numbers of the cells that those in `wanted` need, themselves included, in order."""
+    needed, names = set(), set()
+    for number in range(len(cells) - 1, -1, -1):
+        if cells[number]["cell_type"] != "code":
+            continue
+        read, changed, replaced = names_of("".join(cells[number]["source"]))
+        if number in wanted or changed & names:
+            needed.add(number)
+            names = names - replaced | read
+    return sorted(needed)
+
+
+def run_once(notebook, offset, texts):
+    """Execute what `texts` need with the given seed offset; return the rows of these claims."""
     capability, threads = CONDITIONS[offset % len(CONDITIONS)]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "claims.jsonl"
@@ -52,12 +141,17 @@ def run_once(notebook, offset):
             "GAN_EBM_CLAIMS_LOG": str(log),
             "TQDM_DISABLE": "1",
         }
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        numbers = cells_for(cells, {n for n, text in claims_of(notebook) if text in texts})
         subprocess.run(
-            [sys.executable, "-c", EXECUTE, str(notebook)], cwd=folder, env=environment, check=True
+            [sys.executable, "-c", EXECUTE, str(notebook), json.dumps(numbers)],
+            cwd=folder,
+            env=environment,
+            check=True,
         )
         claims = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     run = {"offset": offset, "capability": capability, "threads": threads}
-    return [{**run, **claim} for claim in claims]
+    return [{**run, **claim} for claim in claims if claim["text"] in texts]
 
 
 def margin(values, at_most, at_least):
@@ -76,7 +170,7 @@ def excess(value, at_most, at_least):
 
 def summarise(rows):
     """One row per claim, in the order of the notebook."""
-    claims, runs = {}, len({row["offset"] for row in rows})
+    claims, runs = {}, len({int(row["offset"]) for row in rows})
     for row in rows:
         claims.setdefault(row["text"], []).append(row)
     summary = []
@@ -87,7 +181,7 @@ def summarise(rows):
         if len(values) != runs:
             raise ValueError(
                 f"claim {text!r} occurs in {len(values)} of {runs} runs: the notebook has changed; "
-                "delete its table and measure again"
+                "measure again"
             )
         summary.append(
             {
@@ -132,18 +226,24 @@ def write(table, columns, rows):
 
 def study(notebook, runs, jobs):
     table = FOLDER / f"{notebook.stem}.csv"
-    rows = read(table)
-    done = {int(row["offset"]) for row in rows}
-    offsets = [n for n in range(FIRST_OFFSET, FIRST_OFFSET + runs) if n not in done]
+    order = {text: place for place, (_, text) in enumerate(claims_of(notebook))}
+    rows = [row for row in read(table) if row["text"] in order]
+    offsets = range(FIRST_OFFSET, FIRST_OFFSET + runs)
+    missing = {offset: set(order) for offset in offsets}
+    for row in rows:
+        missing.get(int(row["offset"]), set()).discard(row["text"])
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run_once, notebook, n) for n in offsets]
+        futures = {
+            pool.submit(run_once, notebook, n, texts): n for n, texts in missing.items() if texts
+        }
         for future in as_completed(futures):
             if future.exception():
                 pool.shutdown(cancel_futures=True)  # a fault of the notebook would hit every run
             rows += future.result()
-            rows.sort(key=lambda row: int(row["offset"]))
+            rows.sort(key=lambda row: (int(row["offset"]), order[row["text"]]))
             write(table, RUN_COLUMNS, rows)
-            print(f"{notebook.stem}: {len({int(row['offset']) for row in rows})} runs", flush=True)
+            print(f"{notebook.stem}: offset {futures[future]}", flush=True)
+    write(table, RUN_COLUMNS, rows)  # without those of claims that are gone
     write(FOLDER / f"{notebook.stem}_summary.csv", SUMMARY_COLUMNS, summarise(rows))
 
 
