@@ -99,6 +99,15 @@ def test_a_run_executes_what_its_claims_need(wanted, needed):
     assert margins.cells_for(CELLS, wanted) == needed
 
 
+def test_what_a_loop_binds_is_its_own():
+    code = "for name, x in rows.items():\n    y = f(x)\n    table[name] = g(y)\n    n += 1"
+    read, changed, replaced = margins.names_of(code)
+    assert read == {"rows", "f", "table", "g", "n"}
+    assert changed == {"name", "x", "y", "table", "n"}
+    assert replaced == set()
+    assert margins.names_of("with quiet() as q:\n    z = q(a)\nz = b\nz")[0] == {"quiet", "a", "b"}
+
+
 def test_a_study_measures_what_the_table_lacks(tmp_path, monkeypatch):
     notebook = tmp_path / "01_a.ipynb"
     notebook.write_text(json.dumps({"cells": CELLS}), encoding="utf-8")

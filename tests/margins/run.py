@@ -16,6 +16,7 @@ import argparse
 import ast
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -70,10 +71,19 @@ def names_of(code):
     """
     lines = [re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in code.splitlines()]
     read, changed, replaced = set(), set(), set()
-    for statement in ast.parse("\n".join(lines)).body:
+    look_through(ast.parse("\n".join(lines)).body, read, changed, replaced)
+    return read, changed - {None}, replaced
+
+
+def look_through(body, read, changed, bound):
+    """Add the names that statements read before they bind them, change, and bind for certain."""
+    for statement in body:
+        inner = [getattr(statement, part, []) for part in ("body", "orelse")]
+        is_block = isinstance(statement, ast.For | ast.While | ast.With | ast.If)
         local, loads, made = set(), set(), set()
-        is_function = isinstance(statement, ast.FunctionDef | ast.ClassDef)
-        for node in ast.walk(statement):
+        for node in (
+            itertools.chain(*map(ast.walk, heads(statement))) if is_block else ast.walk(statement)
+        ):
             if isinstance(node, ast.arg):
                 local.add(node.arg)
             elif isinstance(node, ast.comprehension):
@@ -89,13 +99,29 @@ def names_of(code):
                 changed |= changed_by(node.value)
             elif isinstance(node, ast.Call) and str(called(node)).startswith(IN_PLACE):
                 changed |= changed_by(node)
-        if is_function:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
             local, made = local | made, {statement.name}
-        read |= loads - local - replaced
+        if isinstance(statement, ast.AugAssign):
+            loads |= {root_of(statement.target)}
+        read |= loads - local - bound
         changed |= made - local
-        if is_function or isinstance(statement, ast.Assign | ast.Import | ast.ImportFrom):
-            replaced |= made - local
-    return read, changed - {None}, replaced
+        if is_block:
+            # A loop may run no time at all: what it binds is bound inside it only.
+            for block in inner:
+                look_through(block, read, changed, bound | made)
+        elif not isinstance(statement, ast.AugAssign):
+            bound |= made - local
+
+
+def heads(block):
+    """What a loop, a condition or a with-statement evaluates before its body."""
+    if isinstance(block, ast.For):
+        return [block.iter, block.target]
+    if isinstance(block, ast.With):
+        return [
+            part for item in block.items for part in (item.context_expr, item.optional_vars) if part
+        ]
+    return [block.test]
 
 
 def root_of(node):
