@@ -421,7 +421,6 @@ NO_TENSORS = {
     "base.whole_file",
     "base.partial_folder",
     "checkpoints.available",
-    "checkpoints.writing",
     "runs.parse",
     "runs.begin",
     "runs.mnist_source",
