@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dis
+import errno
+import functools
 import itertools
 import math
 import os
@@ -14,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from pathlib import Path
-from types import CellType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import NamedTuple
 
 import torch
@@ -27,6 +30,16 @@ Energy = Callable[[Tensor], Tensor]
 
 # Seconds without a change after which a file in the making counts as given up.
 _GIVEN_UP = 24 * 3600
+# Codes of the errors that a folder gives which takes no files.
+_CANNOT_WRITE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 class Distribution(NamedTuple):
@@ -186,15 +199,51 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def dtype_of(*networks: object) -> torch.dtype | None:
-    """The type of the first weight or buffer of floats in `networks`, float32 if it is shorter.
+def _reached(*functions: object) -> list[nn.Module | Tensor]:
+    """The networks and tensors that functions are, hold, close over or name, the nearest first."""
+    parts, known, found = list(functions), set(), []
+    for part in parts:  # which grows on the way
+        if id(part) in known:
+            continue
+        known.add(id(part))
+        if isinstance(part, nn.Module | Tensor):
+            found.append(part)
+        elif isinstance(part, tuple | list):
+            parts += part
+        elif isinstance(part, dict):
+            parts += part.values()
+        elif isinstance(part, functools.partial):
+            parts += [part.func, *part.args, *part.keywords.values()]
+        elif isinstance(part, MethodType):
+            parts += [part.__self__, part.__func__]
+        elif isinstance(part, FunctionType):
+            # A function that is defined only later has a cell, which is still empty.
+            cells = [cell for cell in part.__closure__ or () if cell != CellType()]
+            parts += [cell.cell_contents for cell in cells]
+            parts += [part.__globals__[n] for n in _names(part.__code__) if n in part.__globals__]
+        elif callable(part) and not isinstance(part, type):
+            parts += getattr(part, "__dict__", {}).values()
+    return found
 
-    None where there is no such number, as in a plain function.
+
+@functools.lru_cache(maxsize=1000)
+def _names(code: CodeType) -> tuple[str, ...]:
+    """The global names that a function's code reads, those of functions inside it included."""
+    own = [step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return tuple(dict.fromkeys(itertools.chain(own, *inner)))
+
+
+def dtype_of(*functions: object) -> torch.dtype | None:
+    """The type of the first weight or buffer of floats that functions reach, at least float32.
+
+    A function reaches the networks that it is, holds, closes over or names. None where there is no
+    such number.
 
     >>> dtype_of(nn.ReLU(), nn.Linear(2, 1).double())
     torch.float64
     """
-    for network in networks:
+    for network in _reached(*functions):
         if isinstance(network, nn.Module):
             for weight in itertools.chain(network.parameters(), network.buffers()):
                 if weight.is_floating_point():
@@ -203,41 +252,29 @@ def dtype_of(*networks: object) -> torch.dtype | None:
 
 
 def device_of(function: object) -> torch.device:
-    """Where `function` takes its points.
+    """Where `function` takes its points: on the device of the first network that it reaches.
 
-    A network takes them where its weights are, and so does what closes over a network or is a
-    method of one. Without a network it is the device of the nearest tensor closed over, and without
-    any tensor `default_device()`.
+    It reaches what it is, holds, closes over or names. Without a network it is the device of the
+    nearest tensor, and without any tensor `default_device()`.
 
     >>> device_of(nn.Linear(2, 1))
     device(type='cpu')
     """
-    parts, devices = [function], []
-    for part in parts:  # which grows on the way
-        found: tuple[object, ...] = ()
-        if isinstance(part, nn.Module):
-            weight = next(itertools.chain(part.parameters(), part.buffers()), None)
-            if weight is not None:
-                return weight.device
-        elif isinstance(part, Tensor):
-            devices.append(part.device)
-        elif isinstance(part, tuple | list):
-            found = tuple(part)
-        elif callable(part):
-            # A function that is defined only later has a cell, which is still empty.
-            cells = [c for c in getattr(part, "__closure__", None) or () if c != CellType()]
-            found = (getattr(part, "__self__", None), *(cell.cell_contents for cell in cells))
-        parts.extend(x for x in found if not any(x is known for known in parts))
-    return devices[0] if devices else default_device()
+    reached = _reached(function)
+    networks = [part for part in reached if isinstance(part, nn.Module)]
+    weights = itertools.chain(*((*net.parameters(), *net.buffers()) for net in networks))
+    tensors = (part for part in reached if isinstance(part, Tensor))
+    first = next(itertools.chain(weights, tensors), None)
+    return default_device() if first is None else first.device
 
 
 @contextlib.contextmanager
-def evaluating(*networks: object) -> Iterator[None]:
-    """Networks in evaluation mode inside the block, and each of their modules as it was after it.
+def evaluating(*functions: object) -> Iterator[None]:
+    """The networks that functions reach in evaluation mode inside the block, as they were after it.
 
     In training mode batch normalisation couples the samples of a batch and forgets what it learnt,
-    dropout makes an energy random, and spectral normalisation changes with each pass. What is not a
-    `nn.Module` is left alone.
+    dropout makes an energy random, and spectral normalisation changes with each pass. A function
+    reaches what it is, holds, closes over or names.
 
     >>> network = nn.Dropout()
     >>> with evaluating(network):
@@ -246,10 +283,8 @@ def evaluating(*networks: object) -> Iterator[None]:
     >>> network.training
     True
     """
-    modules = [
-        m for network in networks if isinstance(network, nn.Module) for m in network.modules()
-    ]
-    training = [module for module in modules if module.training]
+    networks = [part for part in _reached(*functions) if isinstance(part, nn.Module)]
+    training = [module for net in networks for module in net.modules() if module.training]
     try:
         for module in training:
             module.training = False
@@ -371,6 +406,8 @@ def environment_path(name: str) -> Path | None:
     """
     if not (given := os.environ.get(name)):
         return None
+    if os.path.exists(given):  # its name may hold a $
+        return Path(given)
     path = os.path.expanduser(os.path.expandvars(given))
     if path.startswith("~") or re.search(r"\$\w|\$\{", path):
         raise ValueError(
@@ -411,6 +448,8 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as part:
             yield Path(part)
     except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise  # of something else that the block does, as a download
         raise OSError(
             f"nothing was written to {folder}, give a folder with room that takes files: {error}"
         ) from error

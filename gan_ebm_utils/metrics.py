@@ -89,7 +89,7 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
         cost = torch.cat(list(_distances(a, b)))
         # In units of the largest: the solver takes costs below 1e-11 or so for 0.
         unit = float(cost.max()) or 1.0
-        costs.append(unit * ot.emd2([], [], (cost / unit).numpy(), numItermax=10_000_000))
+        costs.append(unit * ot.emd2([], [], cost.div_(unit).numpy(), numItermax=10_000_000))
     return torch.tensor(costs, dtype=torch.float64, device="cpu")
 
 
@@ -346,17 +346,19 @@ def ess(draws: Tensor) -> Tensor:
 
 
 def stands_still(draws: Tensor) -> Tensor:
-    """Which chains have one value only in their first or their last half, (n_chains,).
+    """Which chains keep one value for half of their draws or longer, (n_chains,).
 
     `draws` are those of `rhat`; a chain is counted if one coordinate stands still. At the median of
     the others it would pass for independent draws.
 
-    >>> stands_still(torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 2.0], [2.0, 3.0]]))
+    >>> stands_still(torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
     tensor([False,  True])
     """
-    half = len(draws) // 2
-    still = (draws[:half] == draws[0]).all(dim=0) | (draws[-half:] == draws[-1]).all(dim=0)
-    return still.reshape(len(still), -1).any(dim=1)
+    draws = draws.flatten(2) if draws.ndim > 2 else draws[..., None]
+    step = torch.arange(1, len(draws), device=draws.device)[:, None, None]
+    last = torch.where(draws[1:] != draws[:-1], step, 0).cummax(dim=0).values  # the last move
+    longest = (step - last + 1).amax(dim=0)  # of the stays
+    return (longest >= len(draws) // 2).any(dim=1)
 
 
 def _diagnose(name: str, draws: Tensor) -> Tensor:
@@ -426,8 +428,7 @@ def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
             except (RuntimeError, ValueError) as error:
                 raise ValueError(
                     f"the energy does not take points {tuple(x.shape)} in {dtype}: {error}. Give "
-                    "replicates as it was built; a function of a network in another type must "
-                    "convert its argument"
+                    "replicates as it was built, and a network of a shorter type as .float()"
                 ) from error
             if value.shape != x.shape[:2]:
                 raise ValueError(
@@ -475,16 +476,19 @@ def frechet_distance(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tenso
             + ", ".join(str(tuple(a.shape)) for a in given.values())
         )
     mean_x, cov_x, mean_y, cov_y = (_in_float64(a) for a in given.values())
-    cross = torch.linalg.svdvals(_root("cov_x", cov_x) @ _root("cov_y", cov_y)).sum()
+    roots = [_root(name, given[name]) for name in ("cov_x", "cov_y")]
+    cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
     spread = cov_x.trace() + cov_y.trace() - 2 * cross  # >= 0 up to rounding
     return float((mean_x - mean_y).square().sum() + spread.clamp(min=0))
 
 
 def _root(name: str, covariance: Tensor) -> Tensor:
     """The symmetric root of a covariance, whose eigenvalues are 0 where they are so by rounding."""
+    digits = torch.finfo(covariance.dtype).eps if covariance.is_floating_point() else 0.0
+    covariance = _in_float64(covariance)
     values, vectors = torch.linalg.eigh(covariance)
-    # A covariance may have been stored in half precision.
-    tolerance = 1e-2 * covariance.abs().max()
+    # What a type of few digits has rounded is no fault.
+    tolerance = max(8 * digits, 1e-12) * len(covariance) * covariance.abs().max()
     if (covariance - covariance.T).abs().max() > tolerance or values.min() < -tolerance:
         raise ValueError(
             f"{name} is no covariance: it must be symmetric with eigenvalues of at least 0, the "

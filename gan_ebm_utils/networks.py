@@ -170,6 +170,9 @@ class Confined(nn.Module):
         check_positive(scale=scale)
         self.function, self.scale = function, scale
 
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x) + x.square().flatten(2).sum(dim=2) / (2 * self.scale**2)
 
@@ -215,6 +218,9 @@ class NoisyGenerator(nn.Module):
         check_positive(std=std)
         self.generator, self.latent_dim, self.std = generator, latent_dim, std
 
+    def extra_repr(self) -> str:
+        return f"latent_dim={self.latent_dim}, std={self.std}"
+
     def forward(self, z: Tensor) -> Tensor:
         x = self.generator(z[..., : self.latent_dim])
         return x + self.std * z[..., self.latent_dim :].reshape(x.shape)
@@ -247,7 +253,7 @@ class _Convolutions(nn.Module):
             conv = layer(
                 self.replicates * n_in, self.replicates * n_out, groups=self.replicates, **sizes
             )
-        conv.to_empty(device=generator.device)
+        conv.to_empty(device=generator.device).float()
         # Inputs that one output sees; a transposed stride-2 kernel of 4 x 4 hits it 2 x 2 times.
         seen = (
             n_in
@@ -375,7 +381,7 @@ class MnistClassifier(nn.Module):
             )
             self.head = nn.Linear(n_features, 10)
         self.features.num_features = n_features
-        self.to_empty(device=generator.device)
+        self.to_empty(device=generator.device).float()
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, generator=generator)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from torch import Tensor
 
-from gan_ebm_utils.base import check_count, device_of
+from gan_ebm_utils.base import check_count, device_of, evaluating
 
 # Colour-blind safe (seaborn's "colorblind"); real and generated look the same in every chapter.
 COLORS = sns.color_palette("colorblind").as_hex()
@@ -64,7 +64,7 @@ def heatmap(
     how = {"steps": n, "dtype": torch.float32, "device": "cpu"}
     xs, ys = torch.linspace(left, right, **how), torch.linspace(bottom, top, **how)
     points = torch.cartesian_prod(xs, ys).to(device_of(function))
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(function):
         values = function(points)
     if values.shape != points.shape[:1]:
         raise ValueError(

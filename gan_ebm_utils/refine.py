@@ -384,7 +384,8 @@ class _Monotone(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         for name, buffer in self.named_buffers():  # m is that of the data a map was fitted to
-            if (saved := state.get(prefix + name)) is not None:
+            saved = state.get(prefix + name)
+            if saved is not None and len(saved) == len(buffer):  # else the sizes are refused below
                 setattr(self, name, buffer.new_empty(saved.shape))
         super()._load_from_state_dict(state, prefix, *rest)
 
@@ -460,7 +461,13 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
         )
 
     def stored(rows: np.ndarray) -> Tensor:
-        return at_least_float32(real.detach()).new_tensor(rows)
+        tensor = at_least_float32(real.detach()).new_tensor(rows)
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"the logits spread by {float(spread.min()):.3g} only, too little for "
+                f"{tensor.dtype}; multiply the discriminator's output, or give it in float64"
+            )
+        return tensor
 
     if method == "isotonic":
         # A generated sample above all and a real one below all: no step holds one class only.
@@ -495,7 +502,7 @@ def _look(
 
     Raises or warns, before any work, if `gan` does not map latents to one logit each.
     """
-    check_count(replicates=replicates)
+    check_count(replicates=replicates, latent_dim=gan.latent_dim)
     own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
     z = gan.prior((replicates, 100), own)
     with torch.no_grad():

@@ -65,6 +65,8 @@ def store(state: Any, file: Path) -> None:
     """Write `state` and its digest to `file`, which is replaced only when the new one is whole."""
     raw = io.BytesIO()
     torch.save(state, raw)
+    raw.seek(0)
+    torch.load(raw, weights_only=True)  # what cannot be read again is refused before it is stored
     sha256 = hashlib.sha256(raw.getvalue()).digest()
     with whole_file(file) as part:
         part.write_bytes(sha256 + raw.getvalue())

@@ -247,7 +247,7 @@ def annealed_log_partition(
     x = x.to(dtype_of(energy) or x.dtype)
     # Summed on the CPU, since not every device has float64.
     log_weight = torch.zeros(replicates, n_chains, dtype=torch.float64, device="cpu")
-    with evaluating(energy):  # which the bridges hide
+    with evaluating(energy):
         for level in range(1, n_levels + 1):
             with torch.no_grad():
                 log_weight -= (energy(x) + start.log_prob(x)).cpu().double() / n_levels
@@ -292,7 +292,8 @@ def run_chain(
             if step % thin == 0:
                 positions[step // thin - 1] = state.position
                 energies[step // thin - 1] = state.energy
-    if torch.equal(state.position, start.position):
+    # A step or two may be refused by chance, and training makes many such short runs.
+    if n_steps >= 10 and torch.equal(state.position, start.position):
         warnings.warn(
             f"all chains stand where they began, after {n_steps} steps: their law is that of the "
             "start; lower the step size, or run longer",

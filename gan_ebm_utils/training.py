@@ -107,7 +107,13 @@ def refit_discriminator(
         with torch.no_grad():
             return gan.generator(gan.prior(size, generator))
 
-    refitted = copy.deepcopy(discriminator)
+    # What an earlier pass has left in a module, as the weight of `nn.utils.spectral_norm`, hangs on
+    # a graph and cannot be copied otherwise.
+    left = [t for module in discriminator.modules() for t in vars(module).values()]
+    left = [t for t in left if isinstance(t, Tensor) and not t.is_leaf]
+    refitted = copy.deepcopy(discriminator, {id(t): t.detach().clone() for t in left})
+    if not _weights(refitted):  # a network that was refitted or loaded before
+        refitted.requires_grad_(True)
     with evaluating(gan.generator):
         fit_discriminator(refitted, data, fake, gan_d_loss, n_steps, generator, **settings)
     return gan._replace(discriminator=refitted.eval().requires_grad_(False))

@@ -1,5 +1,6 @@
 """Devices, randomness, checks of input, and files in the making."""
 
+import functools
 import os
 import shutil
 import signal
@@ -421,3 +422,60 @@ def test_a_function_that_is_not_yet_defined_has_no_device():
         return found, late
 
     assert outer()[0] == torch.device("cpu")
+
+
+SCALE = {"net": nn.Linear(2, 1).double()}
+
+
+def named(x):
+    return [SCALE["net"](row) for row in x]
+
+
+class Holder:
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+def ways_to_reach(net):
+    """Functions that call `net`, which each hides it in another way."""
+    gan = Gan(net, nn.ReLU(), 2)
+    return {
+        "closure": lambda x: net(x),
+        "partial": functools.partial(torch.add, net),
+        "method": gan.logit,
+        "object": Holder(net),
+        "dict": (lambda table: lambda x: table["net"](x))({"net": net}),
+        "function in a function": lambda x: [(lambda y: net(y))(row) for row in x],
+    }
+
+
+@pytest.mark.parametrize("way", ways_to_reach(None))
+def test_a_network_is_found_however_a_function_reaches_it(way):
+    net = nn.Sequential(nn.Linear(2, 1).double(), nn.Dropout())
+    function = ways_to_reach(net)[way]
+    assert dtype_of(function) == torch.float64
+    with evaluating(function):
+        assert not net[1].training
+    assert net[1].training
+    assert device_of(ways_to_reach(net.to("meta"))[way]) == torch.device("meta")
+
+
+def test_a_network_is_found_by_its_global_name():
+    assert dtype_of(named) == torch.float64
+    assert dtype_of(lambda x: torch.relu(x)) is None  # control: nothing is named
+
+
+def test_an_error_of_something_else_than_the_folder_stays_what_it_is(tmp_path):
+    with pytest.raises(ConnectionRefusedError), partial_folder(tmp_path):
+        raise ConnectionRefusedError(111, "refused")
+    with pytest.raises(FileNotFoundError, match="missing"), partial_folder(tmp_path):
+        open(tmp_path / "missing")
+
+
+def test_a_path_that_is_there_may_hold_a_dollar(tmp_path, monkeypatch):
+    (tmp_path / "a$b").mkdir()
+    monkeypatch.setenv("SOME_FOLDER", str(tmp_path / "a$b"))
+    assert environment_path("SOME_FOLDER") == tmp_path / "a$b"

@@ -13,7 +13,7 @@ import torch
 
 from gan_ebm_utils import checkpoints
 from gan_ebm_utils.base import seeded
-from gan_ebm_utils.networks import MnistClassifier, mlp
+from gan_ebm_utils.networks import MnistClassifier, energy_mlp, mlp
 
 CARD = {"recipe": "test", "settings": {}, "seed": 0, "metrics": {"loss": 0.5}, "date": "2025-01-31"}
 KWARGS = {"n_features": 8, "width": 4}
@@ -265,3 +265,11 @@ def test_killed_save_leaves_no_half_file(saved):
         "small.json",
         "small.safetensors",
     ]
+
+
+def test_numbers_of_a_network_outside_its_weights_are_compared(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    energy = energy_mlp(2, (4,), generator=g, scale=3.0)
+    kwargs = {"in_features": 2, "hidden": [4], "scale": 1.0}
+    with pytest.raises(ValueError, match="is not what energy_mlp builds"):
+        checkpoints.save("e", {"e": (energy, "energy_mlp", kwargs)}, {}, CARD, tmp_path)

@@ -600,9 +600,9 @@ def test_an_energy_is_integrated_in_its_own_type():
     double = metrics.log_partition(energy.double(), BOX)
     assert 0 < abs(float(single - double)) < 1e-5
     assert metrics.kl_to_truth(energy, gaussian([0.0, 0.0]), BOX).isfinite()
-    with pytest.raises(ValueError, match="does not take points.*torch.float32.*another type"):
-        metrics.log_partition(lambda x: energy(x), BOX)  # a function does not show its type
-    torch.testing.assert_close(metrics.log_partition(lambda x: energy(x.double()), BOX), double)
+    assert metrics.log_partition(lambda x: energy(x), BOX) == double
+    with pytest.raises(ValueError, match=r"does not take points.*torch.float32.*\.float\(\)"):
+        metrics.log_partition(energy.bfloat16(), BOX)
 
 
 def test_an_energy_is_integrated_in_evaluation_mode():
@@ -817,3 +817,25 @@ def test_a_chi_square_needs_cells():
     narrow = gaussian([0.015, 0.015], 1e-3)  # on a point of the rule
     with pytest.raises(ValueError, match="the truth has mass .* give more cells"):
         metrics.chi_square(narrow.sample((1, 5000), rng()), narrow, SQUARE)
+
+
+def test_a_chain_that_stands_still_in_its_middle_is_seen():
+    g = torch.Generator().manual_seed(0)
+    moving = torch.randn(1000, 4, generator=g)
+    middle = moving.clone()
+    middle[250:750, 1] = 0.0
+    assert metrics.stands_still(moving).tolist() == [False] * 4
+    assert metrics.stands_still(middle).tolist() == [False, True, False, False]
+    assert metrics.stands_still(middle[:, :, None]).tolist() == [False, True, False, False]
+    middle[500] = moving[500]  # no stay is that long any more
+    assert not metrics.stands_still(middle).any()
+
+
+def test_a_covariance_is_judged_by_the_digits_of_its_type():
+    mean = torch.zeros(2)
+    good = torch.eye(2)
+    bad = torch.tensor([[1.0, 0.0], [0.0, -0.009]])
+    with pytest.raises(ValueError, match="cov_x is no covariance"):
+        metrics.frechet_distance(mean, bad, mean, good)
+    rounded = torch.tensor([[1.0, 1.0], [1.0, 0.9995]]).half()  # singular, up to rounding
+    assert metrics.frechet_distance(mean, rounded, mean, good) > 0

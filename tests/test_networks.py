@@ -468,3 +468,16 @@ def test_weights_follow_the_generator_of_random_numbers(name):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert plain.keys() == other.keys()
     assert all(torch.equal(plain[key], other[key]) for key in plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_networks_of_images_are_float32_whatever_the_default(dtype):
+    g = torch.Generator().manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        images = ConvGenerator(8, generator=g)(torch.zeros(1, 2, 16, dtype=torch.float32))
+        assert ConvDiscriminator(8, generator=g)(images).dtype == torch.float32
+        pictures = torch.zeros(1, 2, 1, 28, 28, dtype=torch.float32)
+        assert FeatureDiscriminator((8,), generator=g)(pictures).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

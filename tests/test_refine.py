@@ -835,3 +835,23 @@ def test_no_gradient_is_left_behind():
         refined = sampler(gan, 10, rng())
         assert not refined.samples.requires_grad
         assert all(p.grad is None for m in gan[:2] for p in m.parameters())
+
+
+def test_an_isotonic_map_is_for_as_many_replicates_as_it_was_fitted_to():
+    logits = [torch.randn(2, 200, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
+    two = calibrate(logits[0] + 0.5, logits[1], "isotonic")
+    one = calibrate(logits[0][:1] + 0.5, logits[1][:1], "isotonic")
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        one.load_state_dict(two.state_dict())
+
+
+def test_logits_too_close_for_their_type_are_refused():
+    real, fake = (torch.randn(1, 500, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    with pytest.raises(ValueError, match="too little for torch.float32; multiply"):
+        calibrate(1e-39 * (real + 1), 1e-39 * fake)
+
+
+def test_a_latent_dimension_that_is_no_count_is_named():
+    gan = Gan(nn.Linear(2, 2), nn.Linear(2, 1), 2.0)
+    with pytest.raises(ValueError, match="latent_dim must be a whole number"):
+        drs(gan, 5, torch.Generator().manual_seed(0))

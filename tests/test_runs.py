@@ -5,8 +5,10 @@ import ast
 import importlib
 import json
 import os
+import pickle
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -173,3 +175,10 @@ def test_only_a_whole_checkpoint_with_the_same_card_is_kept(tmp_path):
     )
     (tmp_path / "c.safetensors").unlink()
     assert not run.is_stored("c", tmp_path)
+
+
+def test_what_could_not_be_read_again_is_not_stored(tmp_path):
+    file = tmp_path / "a.pt"
+    with pytest.raises(pickle.UnpicklingError):
+        runs.store({"score": numpy.float64(1.0)}, file)
+    assert not list(tmp_path.iterdir())

@@ -654,7 +654,7 @@ def test_the_logarithm_of_a_uniform_number(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *size, dtype, **_: torch.zeros(*size, dtype=dtype))
     assert log_uniform(torch.zeros(5), rng()).isfinite().all()
     with pytest.warns(UserWarning, match="all chains stand where they began"):
-        chain = run_chain(independence_mh(lambda x: -50 * x[..., 0], ones), START * 0, 1, rng())
+        chain = run_chain(independence_mh(lambda x: -50 * x[..., 0], ones), START * 0, 10, rng())
     assert (chain.positions == 0).all()
 
 
@@ -703,3 +703,27 @@ def test_the_users_defaults_change_nothing(name):
         torch.set_default_dtype(torch.float32)
     plain, other = (x.samples if name == "rejection" else x for x in (plain, other))
     assert plain.shape == other.shape and other.device.type == "cpu" and other.isfinite().all()
+
+
+def test_a_function_that_calls_a_network_runs_it_in_evaluation_mode():
+    norm = nn.BatchNorm1d(1, affine=False)
+    before = norm.state_dict()["num_batches_tracked"].clone()
+
+    def energy(z):  # N(0, 1/2): the prior, and the logit -x^2/2 at x = norm(z) = z
+        return z.square().sum(dim=-1) / 2 + norm(z[0]).square().sum(dim=-1)[None] / 2
+
+    start = torch.zeros(1, 4000, 1)
+    ends = run_chain(mala(energy, 0.3), start, 100, rng(), thin=100).positions[-1]
+    # The variance of 4,000 independent draws of N(0, 1/2), to five standard errors.
+    assert abs(float(ends.var()) - 0.5) < 5 * 0.5 * math.sqrt(2 / 4000)
+    assert norm.training and norm.num_batches_tracked == before
+
+
+def test_a_short_run_that_is_refused_is_not_told_stuck(recwarn):
+    def wall(x):  # every proposal is refused
+        return torch.where(x[..., 0] == 0, 0.0, torch.inf) + 0 * x.sum(dim=-1)
+
+    _ = run_chain(mala(wall, 1.0), torch.zeros(1, 2, 1), 9, rng())
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="stand where they began, after 10 steps"):
+        run_chain(mala(wall, 1.0), torch.zeros(1, 2, 1), 10, rng())

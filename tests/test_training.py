@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gan_ebm_utils import losses, metrics
 from gan_ebm_utils.base import Gan, Info, Kernel, State, randn, seeded
 from gan_ebm_utils.datasets import exact_gan, gaussian
-from gan_ebm_utils.networks import mlp
+from gan_ebm_utils.networks import Scalar, mlp
 from gan_ebm_utils.samplers import ReplayBuffer, langevin, run_chain
 from gan_ebm_utils.training import (
     contrastive,
@@ -637,7 +638,6 @@ def test_a_frozen_network_is_named():
     for name, train in (
         ("discriminator", TRAININGS["discriminator"]),
         ("discriminator", TRAININGS["game"]),
-        ("discriminator", refit),
         ("energy", TRAININGS["energy"]),
     ):
         with pytest.raises(ValueError, match=f"the {name} has no weight that requires a gradient"):
@@ -648,6 +648,7 @@ def test_a_frozen_network_is_named():
         play(gan)
     frozen.discriminator.requires_grad_(True)
     play(frozen, n_steps=2)  # as the message says
+    refit(refit(gan))  # which fits a copy
 
 
 def test_shared_weights_are_refused_unless_frozen():
@@ -729,3 +730,18 @@ def test_the_users_defaults_change_nothing(name):
         trained = result.discriminator if name == "refit" else gan.discriminator
         results.append(weights_of(trained)["2.weight"])
     assert torch.equal(*results)
+
+
+def test_a_discriminator_that_has_run_can_be_refitted(capfd):
+    old_style = nn.utils.spectral_norm(nn.Linear(2, 1))
+    discriminator = nn.Sequential(old_style, Scalar())
+    generator = nn.Linear(2, 2)
+    _ = discriminator(torch.zeros(1, 3, 2))  # leaves a weight that hangs on a graph
+    gan = Gan(generator, discriminator, 2)
+    normal = lambda size, g: randn(*size, 2, generator=g)  # noqa: E731
+    refitted = refit_discriminator(gan, discriminator, normal, 3, seeded(0, "cpu"))
+    assert not refitted.discriminator.training
+    again = refit_discriminator(refitted, refitted.discriminator, normal, 3, seeded(1, "cpu"))
+    x = torch.ones(1, 1, 2)
+    assert again.discriminator(x) != refitted.discriminator(x)
+    assert not any(p.requires_grad for p in refitted.discriminator.parameters())
