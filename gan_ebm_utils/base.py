@@ -196,6 +196,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     Logits of an autocast network come in half precision, which is too coarse to compare with
     uniform numbers, to sum, or to move by small steps.
     """
+    if x.dtype in (torch.float32, torch.float64):  # nearly always, and in each step of a chain
+        return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -380,7 +380,8 @@ def _init(energy: Energy, position: Tensor) -> State:
             "its weights, in float32 or float64"
         )
     # A copy, so that no chain shares memory with what the caller holds.
-    return _evaluate(energy, position.clone())
+    with gradients():  # once for a chain, whose steps only switch them on
+        return _evaluate(energy, position.clone())
 
 
 def _init_relative(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> State:
@@ -402,7 +403,7 @@ def _check_position(position: Tensor) -> None:
 
 def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
     """The state at `position`; with `walls` an energy of +inf is allowed, and its gradient is 0."""
-    with gradients():
+    with torch.enable_grad():
         x = position.detach().requires_grad_()
         value = energy(x)
         _check_energy(value, position, "energy")
@@ -411,10 +412,11 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
                 "the energy does not depend on the position in a way that autograd can follow; "
                 "compute it from its argument without detach or no_grad"
             )
-        (grad,) = torch.autograd.grad(value.sum(), x)
+        total = value.sum()
+        (grad,) = torch.autograd.grad(total, x)
     value = at_least_float32(value.detach())
     # A sum is finite only if every term is; looking at each costs more and is rarely needed.
-    if not math.isfinite(float(value.sum() + grad.sum())):
+    if not math.isfinite(float(total.detach() + grad.sum())):
         wall = (value == float("inf")) & walls
         wide = wall.reshape(*wall.shape, *[1] * (grad.ndim - wall.ndim))
         grad = torch.where(wide, 0.0, grad)
