@@ -382,6 +382,29 @@ def check_positive(**numbers: float) -> None:
             raise ValueError(f"{name} must be positive, got {number}")
 
 
+def check_shape(**given: tuple[Tensor, str]) -> None:
+    """Raise ValueError unless each named tensor has the axes that stand beside it.
+
+    An axis is a number, or a name that stands for one size wherever it occurs; "..." at the end are
+    any further axes.
+
+    >>> check_shape(x=(torch.zeros(1, 3, 2), "R n d"), means=(torch.zeros(4, 3), "modes d"))
+    Traceback (most recent call last):
+    ValueError: x must be (R, n, d), means (modes, d); got (1, 3, 2), (4, 3)
+    """
+    sizes: dict[str, int] = {}
+    good = True
+    for tensor, axes in given.values():
+        names, n = axes.removesuffix("...").split(), tensor.ndim
+        good &= n > len(names) if axes.endswith("...") else n == len(names)
+        for axis, size in zip(names, tensor.shape, strict=False):
+            good &= size == (int(axis) if axis.isdigit() else sizes.setdefault(axis, size))
+    if not good:
+        wanted = (f"{name} ({', '.join(axes.split())})" for name, (_, axes) in given.items())
+        found = ", ".join(str(tuple(tensor.shape)) for tensor, _ in given.values())
+        raise ValueError(f"{', '.join(wanted).replace(' ', ' must be ', 1)}; got {found}")
+
+
 def is_count(number: object, least: int = 1) -> bool:
     """Whether `number` is a whole number of at least `least`; a truth value is none."""
     whole = isinstance(number, Integral) and not isinstance(number, bool)

@@ -417,6 +417,7 @@ NO_TENSORS = {
     "base.is_count",
     "base.check_count",
     "base.check_positive",
+    "base.check_shape",
     "base.environment_path",
     "base.whole_file",
     "base.partial_folder",

@@ -21,6 +21,7 @@ from gan_ebm_utils.base import (
     check_count,
     check_positive,
     check_samples,
+    check_shape,
     count_calls,
     default_device,
     device_of,
@@ -479,3 +480,30 @@ def test_a_path_that_is_there_may_hold_a_dollar(tmp_path, monkeypatch):
     (tmp_path / "a$b").mkdir()
     monkeypatch.setenv("SOME_FOLDER", str(tmp_path / "a$b"))
     assert environment_path("SOME_FOLDER") == tmp_path / "a$b"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "axes", "good"),
+    [
+        ([(3, 5, 2), (4, 2)], ["R n d", "modes d"], True),
+        ([(3, 5, 2), (4, 3)], ["R n d", "modes d"], False),
+        ([(3, 5)], ["R n d"], False),
+        ([(3, 5, 2)], ["3 n 2"], True),
+        ([(3, 5, 2)], ["4 n 2"], False),
+        ([(3, 5, 1, 8, 8)], ["R n ..."], True),
+        ([(3, 5)], ["R n ..."], False),
+        ([(3, 5), (3, 5)], ["R n", "R n"], True),
+        ([(3, 5), (3, 6)], ["R n", "R n"], False),
+        ([(3, 5), (3, 6)], ["R n", "R m"], True),
+        ([()], ["R"], False),
+    ],
+)
+def test_shapes(shapes, axes, good):
+    given = {
+        f"x{i}": (torch.zeros(s), a) for i, (s, a) in enumerate(zip(shapes, axes, strict=True))
+    }
+    if good:
+        check_shape(**given)
+    else:
+        with pytest.raises(ValueError, match=r"^x0 must be \(.*\); got \("):
+            check_shape(**given)
