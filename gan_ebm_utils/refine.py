@@ -1,4 +1,4 @@
-"""Samplers that improve a trained GAN's samples with its discriminator, and how to calibrate it.
+"""Samplers that improve a trained GAN's samples with its discriminator.
 
 Each is called as sampler(gan, n, generator, replicates=R, ...) and returns `Refined`: n samples per
 replicate, their latents, the acceptance rate and the rows that passed through both networks. The
@@ -13,13 +13,11 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from gan_ebm_utils.base import (
@@ -49,8 +47,6 @@ from gan_ebm_utils.samplers import (
     run_chain,
 )
 
-MIN_CALIBRATION = 100  # held-out logits of each class
-
 
 def drs(
     gan: Gan,
@@ -73,7 +69,8 @@ def drs(
     log r / (M - r) among the pilot's draws: more is kept, and the law is not exact (Azadi et al.
     2018, arXiv:1810.06758). `budget` = B is another rule, min(1, c r / M) with c >= 1
     such that one in B of the pilot's draws is kept; at that budget it is the best for every
-    f-divergence (Verine et al. 2024, arXiv:2311.00460).
+    f-divergence (Verine et al. 2024, arXiv:2311.00460). Azadi et al. first train the discriminator
+    further while the generator stays fixed, as `training.refit_discriminator` does.
 
     Samples are (R, n, *event); the calls include the pilot's. `max_proposals` of a replicate are by
     default 1,000 for each sample, or ten times the budget if that is more, and at least a million.
@@ -100,36 +97,15 @@ def drs(
         raise ValueError(
             f"max_proposals must be at least n = {n}, got {max_proposals}: each sample takes one"
         )
-
-    def logit(z: Tensor) -> Tensor:
-        d = at_least_float32(gan.logit(z))
-        _check_finite(d)
-        return d
-
     with _counting(gan) as calls, torch.no_grad():
         z, d = _look(gan, replicates, generator)
         if log_bound is None or percentile is not None or budget is not None:
             parts = [min(batch_size, n_pilot - i) for i in range(0, n_pilot, batch_size)]
-            pilot = torch.cat([logit(gan.prior((replicates, m), generator)) for m in parts], dim=1)
-        bound = pilot.amax(dim=1) if log_bound is None else d.new_full((replicates,), log_bound)
-        gamma, scale = torch.zeros_like(bound), None
-        if percentile is not None:
-            level = 1 - percentile / 100
-            gap = _log_gap(pilot, bound[:, None])
-            gamma = -gap.quantile(level, dim=1, interpolation="nearest")
-        if budget is not None:
-            scale = _log_scale(pilot, bound, budget)
-
-        def log_accept(d: Tensor, bound: Tensor, row: Tensor) -> Tensor:
-            """Of logits d in the replicates `row`, which broadcasts with them."""
-            if scale is not None:
-                return (d + scale[row]).clamp(max=0)
-            return -F.softplus(gamma[row] + _log_gap(d, bound[row]))
-
+            d = torch.cat([_propose(gan, (replicates, m), generator)[1] for m in parts], dim=1)
+        rule = _rule(d, log_bound, percentile, budget)
         every = torch.arange(replicates, device=d.device)[:, None]
-        # What was kept: its replicate, latent and logit, in the order of the proposals.
-        row, latents, logits = every[:0, 0], z.new_empty(0, gan.latent_dim), bound[:0]
-        n_kept, n_tried = row.bincount(minlength=replicates), 0
+        kept = _Kept(every[:0, 0], z.new_empty(0, gan.latent_dim), d.new_empty(0))
+        n_kept, n_tried = kept.row.bincount(minlength=replicates), 0
         while (least := int(n_kept.min())) < n:
             m = min(batch_size, max_proposals - n_tried)
             # Five standard deviations behind the pace that would reach n, and ten for small counts.
@@ -139,22 +115,69 @@ def drs(
                     f"with {max_proposals}; raise max_proposals, or keep more with percentile or "
                     "budget"
                 )
-            z = gan.prior((replicates, m), generator)
-            d = logit(z)
+            z, d = _propose(gan, (replicates, m), generator)
             n_tried += m
-            raised = torch.maximum(bound, d.amax(dim=1))
-            if scale is None and (raised > bound).any():
-                thinner = log_accept(logits, raised, row) - log_accept(logits, bound, row)
-                stay = log_uniform(thinner, generator) < thinner
-                row, latents, logits = row[stay], latents[stay], logits[stay]
-                bound = raised
-            kept = log_uniform(d, generator) < log_accept(d, bound, every)
-            row = torch.cat([row, every.expand_as(kept)[kept]])
-            latents, logits = torch.cat([latents, z[kept]]), torch.cat([logits, d[kept]])
-            n_kept = row.bincount(minlength=replicates)
-        latents = torch.stack([latents[row == r][:n] for r in range(replicates)])
+            rule, kept = _raised(rule, kept, d, generator)
+            new = log_uniform(d, generator) < rule.log_accept(d, every)
+            more = _Kept(every.expand_as(new)[new], z[new], d[new])
+            kept = _Kept(*(torch.cat(pair) for pair in zip(kept, more, strict=True)))
+            n_kept = kept.row.bincount(minlength=replicates)
+        latents = torch.stack([kept.latents[kept.row == r][:n] for r in range(replicates)])
         samples = gan.generator(latents)
     return Refined(samples, latents, n_kept / n_tried, calls())
+
+
+class _Rule(NamedTuple):
+    """Keeps r = e^d with probability r / (r + e^gamma (M - r)), or min(1, r e^scale); all (R,)."""
+
+    bound: Tensor  # log M
+    gamma: Tensor
+    scale: Tensor | None
+
+    def log_accept(self, d: Tensor, row: Tensor) -> Tensor:
+        """Of logits d in the replicates `row`, which broadcasts with them."""
+        if self.scale is not None:
+            return (d + self.scale[row]).clamp(max=0)
+        return -F.softplus(self.gamma[row] + _log_gap(d, self.bound[row]))
+
+
+class _Kept(NamedTuple):
+    """What was kept, in the order of the proposals: its replicate, latent and logit."""
+
+    row: Tensor
+    latents: Tensor
+    logits: Tensor
+
+
+def _propose(gan: Gan, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents of the prior and their logits."""
+    z = gan.prior(size, generator)
+    d = at_least_float32(gan.logit(z))
+    _check_finite(d)
+    return z, d
+
+
+def _rule(
+    pilot: Tensor, log_bound: float | None, percentile: float | None, budget: float | None
+) -> _Rule:
+    """The rule that the logits (R, n) of a pilot set, of which a given bound alone needs none."""
+    bound = pilot.amax(dim=1) if log_bound is None else pilot.new_full(pilot.shape[:1], log_bound)
+    gamma = torch.zeros_like(bound)
+    if percentile is not None:
+        gap, level = _log_gap(pilot, bound[:, None]), 1 - percentile / 100
+        gamma = -gap.quantile(level, dim=1, interpolation="nearest")
+    return _Rule(bound, gamma, None if budget is None else _log_scale(pilot, bound, budget))
+
+
+def _raised(rule: _Rule, kept: _Kept, d: Tensor, generator: torch.Generator) -> tuple[_Rule, _Kept]:
+    """The rule with a bound that no logit of d (R, n) exceeds, and what it would have kept."""
+    bound = torch.maximum(rule.bound, d.amax(dim=1))
+    if rule.scale is not None or not (bound > rule.bound).any():
+        return rule, kept
+    higher = rule._replace(bound=bound)
+    thinner = higher.log_accept(kept.logits, kept.row) - rule.log_accept(kept.logits, kept.row)
+    stay = log_uniform(thinner, generator) < thinner
+    return higher, _Kept(*(part[stay] for part in kept))
 
 
 def mh_gan(
@@ -357,134 +380,6 @@ def lipschitz_estimate(
 def _check_space(space: str) -> None:
     if space not in ("latent", "data"):
         raise ValueError(f'space must be "latent" or "data", got {space!r}')
-
-
-class _Linear(nn.Module):
-    """slope * d + offset, for each replicate its own."""
-
-    def __init__(self, slope: Tensor, offset: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("slope", slope)
-        self.register_buffer("offset", offset)
-
-    def forward(self, d: Tensor) -> Tensor:
-        return self.slope * d + self.offset
-
-
-class _Monotone(nn.Module):
-    """Piecewise linear through points (knots, values) of each replicate, constant beyond them.
-
-    Both are (R, m); a replicate with fewer points repeats its last one.
-    """
-
-    def __init__(self, knots: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("knots", knots)
-        self.register_buffer("values", values)
-
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name, buffer in self.named_buffers():  # m is that of the data a map was fitted to
-            saved = state.get(prefix + name)
-            if saved is not None and len(saved) == len(buffer):  # else the sizes are refused below
-                setattr(self, name, buffer.new_empty(saved.shape))
-        super()._load_from_state_dict(state, prefix, *rest)
-
-    def forward(self, d: Tensor) -> Tensor:
-        if len(d) != len(self.knots):
-            raise ValueError(
-                f"this calibration was fitted to {len(self.knots)} replicates, got logits "
-                f"{tuple(d.shape)}"
-            )
-        d = d.to(torch.promote_types(d.dtype, self.knots.dtype))
-        x, y = self.knots.to(d.dtype), self.values.to(d.dtype)
-        # Within the knots the search never ends at a repeated one.
-        d = d.clamp(x[:, :1], x[:, -1:])
-        right = torch.searchsorted(x, d.detach().contiguous()).clamp(1, x.shape[1] - 1)
-        left_x, right_x = x.gather(1, right - 1), x.gather(1, right)
-        left_y, right_y = y.gather(1, right - 1), y.gather(1, right)
-        return left_y + (d - left_x) / (right_x - left_x) * (right_y - left_y)
-
-
-def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
-    """A function that turns a logit (R, n) into a calibrated one, from held-out logits.
-
-    `real` and `fake` are logits (R, n) of equally many real and generated samples that the
-    discriminator was not trained on. "platt" fits a d + b by maximum likelihood (Platt 1999).
-    "temperature" drops b of the same fit, which only ratios can do without: for a critic, 1/a is
-    its temperature. "isotonic" fits any rising function of d (Zadrozny and Elkan 2002). A step
-    that held one class only would have an infinite logit; one generated sample is added above all
-    and one real sample below all, so that none does. It is flat nearly everywhere, so of no use
-    where a gradient is needed. Use it as
-    `nn.Sequential(gan.discriminator, calibrate(real, fake))`. Its state can be loaded into a
-    calibration of any other logits of R replicates by the same method. The fit is of standardised
-    logits: the map of c d + b gives what that of d gives, for every c > 0 and b.
-
-    Raises ValueError for other shapes, fewer than 100 held-out logits of each class, another
-    method, logits that are all equal, or logits that a threshold separates, where the likelihood
-    has no maximum. Warns if a discriminator is the wrong way round: generated samples have the
-    higher mean.
-    """
-    if method not in ("platt", "temperature", "isotonic"):
-        raise ValueError(f'method must be "platt", "temperature" or "isotonic", got {method!r}')
-    if real.ndim != 2 or real.shape != fake.shape:
-        raise ValueError(
-            f"real and fake must be logits (R, n) of one shape, got {tuple(real.shape)} and "
-            f"{tuple(fake.shape)}"
-        )
-    check_samples(real=real, fake=fake)
-    n = real.shape[1]
-    if n < MIN_CALIBRATION:
-        raise ValueError(
-            f"{n} held-out logits of each class are too few to calibrate; give at least "
-            f"{MIN_CALIBRATION}"
-        )
-    if bool((torch.cat([real, fake], dim=1) == real[:, :1]).all(dim=1).any()):
-        raise ValueError("all held-out logits are equal, so they tell nothing; calibrate another")
-    apart = (real.amin(dim=1) > fake.amax(dim=1)) | (real.amax(dim=1) < fake.amin(dim=1))
-    if bool(apart.any()):
-        raise ValueError(
-            "a threshold separates the held-out logits of real and generated samples: no "
-            "calibration is finite; regularise the discriminator, or hold out more"
-        )
-    logits = torch.cat([fake, real], dim=1).detach().cpu().double().numpy()
-    labels = np.repeat([0, 1], n)
-    centre, spread = logits.mean(axis=1, keepdims=True), logits.std(axis=1, keepdims=True)
-    logits = (logits - centre) / spread
-    # The sign of the slope that maximises the likelihood of balanced classes.
-    wrong = np.flatnonzero(logits[:, n:].mean(axis=1) < logits[:, :n].mean(axis=1))
-    if len(wrong):
-        warnings.warn(
-            f"in {len(wrong)} of {len(logits)} replicates generated samples have the higher "
-            "mean logit: the discriminator is the wrong way round, or blind; a logit is high where "
-            "a sample is real",
-            stacklevel=2,
-        )
-
-    def stored(rows: np.ndarray) -> Tensor:
-        tensor = at_least_float32(real.detach()).new_tensor(rows)
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"the logits spread by {float(spread.min()):.3g} only, too little for "
-                f"{tensor.dtype}; multiply the discriminator's output, or give it in float64"
-            )
-        return tensor
-
-    if method == "isotonic":
-        # A generated sample above all and a real one below all: no step holds one class only.
-        labels = np.append(labels, [0, 1])
-        rows = [np.append(row, [row.max(), row.min()]) for row in logits]
-        fits = [IsotonicRegression().fit(row, labels) for row in rows]
-        longest = max(len(fit.X_thresholds_) for fit in fits)
-
-        knots, shares = (
-            np.stack([np.pad(end, (0, longest - len(end)), "edge") for end in ends])
-            for ends in zip(*((fit.X_thresholds_, fit.y_thresholds_) for fit in fits), strict=True)
-        )
-        return _Monotone(stored(centre + spread * knots), stored(shares).logit())
-    fits = [LogisticRegression(C=math.inf).fit(row[:, None], labels) for row in logits]
-    slope = np.stack([fit.coef_[0] for fit in fits]) / spread
-    offset = np.stack([fit.intercept_ for fit in fits]) - slope * centre
-    return _Linear(stored(slope), stored(0 * offset if method == "temperature" else offset))
 
 
 @contextlib.contextmanager

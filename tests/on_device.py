@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 import gan_ebm_utils
 from gan_ebm_utils import (
     base,
+    calibration,
     checkpoints,
     datasets,
     energies,
@@ -179,7 +180,7 @@ def fit_discriminator(at):
 def calibrated(at):
     real, fake = normal(at, R, 200) + 0.5, normal(at, R, 200).flip(1) - 0.5
     methods = ("platt", "temperature", "isotonic")
-    maps = [refine.calibrate(real, fake, method) for method in methods]
+    maps = [calibration.calibrate(real, fake, method) for method in methods]
     return maps, [f(real) for f in maps]
 
 
@@ -338,7 +339,7 @@ MADE = {  # what they return lies where their inputs lie
     "refine.lipschitz_estimate": lambda at: refine.lipschitz_estimate(
         gan_at(at), rng(at), replicates=R, n_pairs=5
     ),
-    "refine.calibrate": calibrated,
+    "calibration.calibrate": calibrated,
     "samplers.langevin": lambda at: chain(samplers.langevin(energy_at(at), 0.1), at),
     "samplers.mala": lambda at: chain(samplers.mala(energy_at(at), 0.1), at),
     "samplers.mixture": lambda at: chain(

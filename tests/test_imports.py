@@ -11,6 +11,7 @@ PACKAGE = "gan_ebm_utils"
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "base": 0,
+    "calibration": 2,
     "checkpoints": 2,
     "claims": 1,
     "datasets": 1,
