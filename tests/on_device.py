@@ -185,7 +185,7 @@ def calibrated(at):
 
 def saved(at, folder):
     kwargs = {"in_features": 2, "hidden": [8]}
-    networks_ = {"f": (networks.mlp(**kwargs, generator=rng(at)), "mlp", kwargs)}
+    networks_ = {"f": (networks.mlp(**kwargs, generator=rng(at)), networks.mlp, kwargs)}
     card = dict.fromkeys(checkpoints.REQUIRED, 0)
     checkpoints.save("one", networks_, {"x": normal(at, 3)}, card, folder)
     loaded = checkpoints.load("one", at, folder)
@@ -437,11 +437,11 @@ def public_names():
     """Functions, networks and divergences of the package's modules; results are named tuples."""
     names = set()
     for info in pkgutil.iter_modules(gan_ebm_utils.__path__):
-        if info.ispkg:
-            continue  # recipes, which are programs
+        if info.name == "recipes":
+            continue  # which are programs
         module = importlib.import_module(f"gan_ebm_utils.{info.name}")
         for name, thing in vars(module).items():
-            own = getattr(thing, "__module__", None) == module.__name__
+            own = f"{getattr(thing, '__module__', '')}.".startswith(f"{module.__name__}.")
             is_type = inspect.isclass(thing) and issubclass(thing, (tuple, Exception))
             if own and not name.startswith("_") and not is_type:
                 names.add(f"{info.name}.{name}")
