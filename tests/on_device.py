@@ -273,7 +273,12 @@ MADE = {  # what they return lies where their inputs lie
     "datasets.to_bytes": lambda at: datasets.to_bytes(normal(at, 3)),
     "datasets.minibatches": lambda at: datasets.minibatches(normal(CPU, 6, 2))((R, 3), rng(at)),
     "energies.latent_energy": of_logit(energies.latent_energy),
-    "energies.wgan_latent_energy": of_logit(energies.wgan_latent_energy),
+    "energies.pullback": lambda at: energies.pullback(energy_at(at), gan_at(at))(
+        normal(at, R, 5, 3)
+    ),
+    "energies.NegativeEnergy": lambda at: energies.NegativeEnergy(energy_at(at))(
+        normal(at, R, 5, 2)
+    ),
     "energies.dot_energy": lambda at: energies.dot_energy(
         gan_at(at), normal(at, R, 5, 3), normal(at, R, 1).exp()
     )(2 * normal(at, R, 5, 3)),
@@ -360,6 +365,7 @@ MADE = {  # what they return lies where their inputs lie
     ),
     "training.train_gan": train("train_gan", losses.gan_d_loss, losses.non_saturating_g_loss),
     "training.train_ebm": train_ebm,
+    "training.generated": lambda at: training.generated(gan_at(at))(normal(at, R, 4, 2), rng(at)),
     "training.contrastive": negatives("contrastive"),
     "training.persistent": persistent,
     "training.short_run": negatives("short_run", fresh),
