@@ -24,6 +24,7 @@ from gan_ebm_utils import (
     checkpoints,
     datasets,
     energies,
+    entropy,
     losses,
     metrics,
     networks,
@@ -387,6 +388,9 @@ MADE |= {
 }  # fmt: skip
 MADE |= {f"losses.{name}": divergence(name) for name in ("kl", "reverse_kl", "js", "pearson")}
 SCORED = {  # what they return is a score, on the CPU
+    "entropy.nearest_neighbour_entropy": lambda at: entropy.nearest_neighbour_entropy(
+        normal(at, R, 9, 2)
+    ),
     "datasets.digest": lambda at: datasets.digest(
         datasets.Images(normal(at, 3, 1, 2, 2).clamp(-1, 1), torch.arange(3, device=at))
     ),
