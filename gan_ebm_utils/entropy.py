@@ -40,8 +40,8 @@ def nearest_neighbour_entropy(x: Tensor, k: int = 3) -> Tensor:
     delta = torch.stack([torch.cat(rows) for rows in parts])
     if not delta.all():
         raise ValueError(
-            f"{int((delta == 0).sum())} of {delta.numel()} points coincide with {k} others or more: "
-            "their law has no density, and its entropy is -inf; raise k if copies are meant"
+            f"{int((delta == 0).sum())} of {delta.numel()} points coincide with {k} others or more "
+            "and have no density, so that the entropy is -inf; raise k if copies are meant"
         )
     log_ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
     return digamma(n) - digamma(k) + log_ball + dim * delta.log().mean(dim=1)
