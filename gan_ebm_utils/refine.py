@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -29,6 +28,8 @@ from gan_ebm_utils.base import (
     State,
     at_least_float32,
     check_count,
+    check_gan,
+    check_logits,
     check_positive,
     check_samples,
     count_calls,
@@ -98,7 +99,7 @@ def drs(
             f"max_proposals must be at least n = {n}, got {max_proposals}: each sample takes one"
         )
     with _counting(gan) as calls, torch.no_grad():
-        z, d = _look(gan, replicates, generator)
+        z, d = check_gan(gan, replicates, generator, depth=3)
         if log_bound is None or percentile is not None or budget is not None:
             parts = [min(batch_size, n_pilot - i) for i in range(0, n_pilot, batch_size)]
             d = torch.cat([_propose(gan, (replicates, m), generator)[1] for m in parts], dim=1)
@@ -153,7 +154,7 @@ def _propose(gan: Gan, size: tuple[int, int], generator: torch.Generator) -> tup
     """Latents of the prior and their logits."""
     z = gan.prior(size, generator)
     d = at_least_float32(gan.logit(z))
-    _check_finite(d)
+    check_logits(d)
     return z, d
 
 
@@ -202,7 +203,7 @@ def mh_gan(
     check_count(n=n, n_steps=n_steps)
     kernel = independence_mh(gan.logit, gan.prior)
     with _counting(gan) as calls, torch.no_grad():
-        _look(gan, replicates, generator)
+        check_gan(gan, replicates, generator, depth=3)
         z = gan.prior((replicates, n), generator)
         if data is not None:
             kernel = kernel._replace(init=_start_at(gan, data, (replicates, n)))
@@ -321,7 +322,7 @@ def dot(
     if tangent and space == "data":
         raise ValueError('tangent is for latents, whose prior lives near a sphere; use "latent"')
     with _counting(gan) as calls, gradients():
-        _look(gan, replicates, generator)
+        check_gan(gan, replicates, generator, depth=3)
         start, mover = gan.prior((replicates, n), generator), gan
         if space == "data":
             with torch.no_grad():
@@ -390,62 +391,12 @@ def _counting(gan: Gan) -> Iterator[Callable[[], Calls]]:
         yield calls
 
 
-def _look(
-    gan: Gan, replicates: int, generator: torch.Generator, depth: int = 3
-) -> tuple[Tensor, Tensor]:
-    """Latents (R, 100, latent_dim) and their logits (R, 100), to see their types and devices.
-
-    Raises or warns, before any work, if `gan` does not map latents to one logit each.
-    """
-    check_count(replicates=replicates, latent_dim=gan.latent_dim)
-    own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
-    z = gan.prior((replicates, 100), own)
-    with torch.no_grad():
-        try:
-            x = gan.generator(z)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"the generator does not take latents {tuple(z.shape)} of {z.dtype}, which is "
-                f"(replicates, n, latent_dim): {error}. Give replicates, and the Gan latent_dim, "
-                "as it was built; all weights must be float32, or all float64"
-            ) from error
-        try:
-            d = gan.discriminator(x)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"the discriminator does not take samples {tuple(x.shape)} of {x.dtype}, as the "
-                f"generator returns them: {error}. Its weights are {dtype_of(gan.discriminator)}; "
-                "give both networks one type with .float() or .double()"
-            ) from error
-    if d.shape != z.shape[:2]:
-        raise ValueError(
-            f"the discriminator must map samples (R, n, *event) to logits (R, n), here "
-            f"{tuple(z.shape[:2])}; it returned {tuple(d.shape)}"
-        )
-    _check_finite(d)
-    if d.min() >= 0 and d.max() <= 1 and d.min() < d.max():
-        warnings.warn(
-            "all logits lie in [0, 1]: if the discriminator returns probabilities D, give it the "
-            "logit log D - log(1 - D), its output before the sigmoid",
-            stacklevel=depth,  # the line that called the sampler
-        )
-    return z, at_least_float32(d)
-
-
-def _check_finite(d: Tensor) -> None:
-    if bad := int((~d.isfinite()).sum()):
-        raise FloatingPointError(
-            f"{bad} of {d.numel()} logits are nan or infinite; regularise or calibrate the "
-            "discriminator"
-        )
-
-
 def _run(
     gan: Gan, kernel: Kernel, n: int, generator: torch.Generator, replicates: int, n_steps: int
 ) -> Refined:
     """The generator's samples at the last states of n chains from the prior."""
     with _counting(gan) as calls:
-        _look(gan, replicates, generator, depth=4)
+        check_gan(gan, replicates, generator, depth=4)
         start = gan.prior((replicates, n), generator)
         chain = run_chain(kernel, start, n_steps, generator, thin=n_steps)
         latents = chain.positions[-1]
@@ -464,7 +415,7 @@ def _start_at(gan: Gan, data: Tensor, size: tuple[int, int]) -> Callable[[Tensor
     check_samples(data=data)
     data = data.to(dtype_of(gan.discriminator) or data.dtype)
     d = at_least_float32(gan.discriminator(data))
-    _check_finite(d)
+    check_logits(d)
     return lambda z: State(z.clone(), -d, None)
 
 

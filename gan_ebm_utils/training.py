@@ -21,6 +21,7 @@ from gan_ebm_utils.base import (
     Kernel,
     Sample,
     check_count,
+    check_gan,
     check_positive,
     evaluating,
     gradients,
@@ -85,6 +86,7 @@ def fit_discriminator(
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     check_positive(learning_rate=learning_rate)
+    _check_sampler(real)
     optimizer = _adam("discriminator", discriminator, learning_rate, (0.9, 0.99))
     size = (replicates, batch_size)
     losses = _record(n_steps, replicates, generator)
@@ -103,6 +105,8 @@ def refit_discriminator(
     data: Sample,
     n_steps: int,
     generator: torch.Generator,
+    *,
+    replicates: int = 1,
     **settings: object,
 ) -> Gan:
     """`gan` with a copy of `discriminator` in the place of its own, fitted to its generator.
@@ -110,8 +114,10 @@ def refit_discriminator(
     The generator stays as it is, in evaluation mode, so that the logit tends to log(p_d / p_g) and
     not to where a game left it. `discriminator` is where the fit starts and is not changed; the
     copy comes back frozen, in evaluation mode. `settings` are those of `fit_discriminator`:
-    replicates, batch_size, learning_rate, penalty. `data` draws from the points that the refit may
-    see.
+    batch_size, learning_rate, penalty. `data` draws from the points that the refit may see, as
+    `datasets.minibatches(x)` does. The discriminator of `gan` may be None.
+
+    Raises as `fit_discriminator` and `base.check_gan` do.
 
     >>> from gan_ebm_utils.datasets import exact_gan
     >>> from gan_ebm_utils.networks import mlp
@@ -121,6 +127,7 @@ def refit_discriminator(
     >>> refitted.logit(exact.gan.prior((1, 5), g)).shape
     torch.Size([1, 5])
     """
+    check_gan(gan._replace(discriminator=discriminator), replicates, generator)
     # What an earlier pass has left in a module, as the weight of `nn.utils.spectral_norm`, hangs on
     # a graph and cannot be copied otherwise.
     left = [t for module in discriminator.modules() for t in vars(module).values()]
@@ -129,7 +136,16 @@ def refit_discriminator(
     if not _weights(refitted):  # a network that was refitted or loaded before
         refitted.requires_grad_(True)
     with evaluating(gan.generator):
-        fit_discriminator(refitted, data, _draws(gan), gan_d_loss, n_steps, generator, **settings)
+        fit_discriminator(
+            refitted,
+            data,
+            _draws(gan),
+            gan_d_loss,
+            n_steps,
+            generator,
+            replicates=replicates,
+            **settings,
+        )
     return gan._replace(discriminator=refitted.eval().requires_grad_(False))
 
 
@@ -171,6 +187,8 @@ def train_gan(
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
     check_positive(learning_rate=learning_rate)
+    check_gan(gan, replicates, generator)
+    _check_sampler(data)
     d_optimizer = _adam("discriminator", gan.discriminator, learning_rate, betas)
     g_optimizer = _adam("generator", gan.generator, learning_rate, betas)
     if shared := len({*_weights(gan.discriminator)} & {*_weights(gan.generator)}):
@@ -335,6 +353,14 @@ def short_run(kernel: Kernel, k: int, noise: Sample) -> Negatives:
     torch.Size([5, 9, 2])
     """
     return lambda x, generator: _moved(kernel, noise(tuple(x.shape[:2]), generator), k, generator)
+
+
+def _check_sampler(data: Sample) -> None:
+    if isinstance(data, Tensor):
+        raise TypeError(
+            "data must be a function (size, generator) to samples, got a tensor; give "
+            "datasets.minibatches(data)"
+        )
 
 
 def _draws(gan: Gan) -> Sample:
