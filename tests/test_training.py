@@ -791,7 +791,7 @@ def test_the_generator_of_a_refit_runs_in_evaluation_mode():
     assert modes == [False] * 4 and gan.generator.training
     modes.clear()
     play(gan, n_steps=1)
-    assert modes == [True] * 2
+    assert modes == [False] + [True] * 2
 
 
 def test_chains_run_on_the_energy_in_evaluation_mode():
