@@ -99,7 +99,7 @@ class Single(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        _check_modules(network=network)
+        check_modules(network=network)
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
@@ -480,7 +480,7 @@ def check_gan(
     ValueError: the discriminator must map ... it returned (1, 100, 1); write Single(D), ...
     """
     check_count(replicates=replicates, latent_dim=gan.latent_dim)
-    _check_modules(generator=gan.generator, discriminator=gan.discriminator)
+    check_modules(generator=gan.generator, discriminator=gan.discriminator)
     own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
     z = gan.prior((replicates, 100), own)
     with torch.no_grad(), evaluating(*gan[:2]):
@@ -511,7 +511,13 @@ def check_logits(d: Tensor) -> None:
         )
 
 
-def _check_modules(**networks: object) -> None:
+def check_modules(**networks: object) -> None:
+    """Raise TypeError, with what to give instead, unless each named network is an `nn.Module`.
+
+    >>> check_modules(discriminator=lambda x: x)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    TypeError: the discriminator must be an nn.Module, whose weights and mode can be found, got ...
+    """
     for name, network in networks.items():
         if network is None:
             raise TypeError(

@@ -30,6 +30,7 @@ from gan_ebm_utils.base import (
     check_count,
     check_gan,
     check_logits,
+    check_modules,
     check_positive,
     check_samples,
     count_calls,
@@ -387,6 +388,7 @@ def _check_space(space: str) -> None:
 def _counting(gan: Gan) -> Iterator[Callable[[], Calls]]:
     """Both networks in evaluation mode, and their calls."""
     networks = gan.generator, gan.discriminator
+    check_modules(generator=gan.generator, discriminator=gan.discriminator)
     with evaluating(*networks), count_calls(*networks) as calls:
         yield calls
 

@@ -266,6 +266,9 @@ MADE = {  # what they return lies where their inputs lie
     "base.device_of": device_of,
     "base.at_least_float32": lambda at: base.at_least_float32(normal(at, 3)),
     "base.distances": lambda at: list(base.distances(normal(at, 5, 2), normal(at, 3, 2))),
+    "base.Single": network(lambda g: base.Single(nn.Linear(2, 1).to(g.device)), 1, 5, 2),
+    "base.check_gan": lambda at: base.check_gan(gan_at(at), R, rng(at), depth=2),
+    "base.check_logits": lambda at: base.check_logits(normal(at, 3)),
     "base.check_samples": lambda at: base.check_samples(x=normal(at, 3)),
     "checkpoints.save": saved,
     "checkpoints.load": saved,
@@ -347,6 +350,9 @@ MADE = {  # what they return lies where their inputs lie
         gan_at(at), rng(at), replicates=R, n_pairs=5
     ),
     "calibration.calibrate": calibrated,
+    "calibration.calibrate_discriminator": lambda at: calibration.calibrate_discriminator(
+        gan_at(at), normal(CPU, 200, 2), rng(at), replicates=R
+    ).logit(normal(at, R, 5, 3)),
     "samplers.langevin": lambda at: chain(samplers.langevin(energy_at(at), 0.1), at),
     "samplers.mala": lambda at: chain(samplers.mala(energy_at(at), 0.1), at),
     "samplers.mixture": lambda at: chain(
@@ -389,6 +395,9 @@ MADE |= {
 }  # fmt: skip
 MADE |= {f"losses.{name}": divergence(name) for name in ("kl", "reverse_kl", "js", "pearson")}
 SCORED = {  # what they return is a score, on the CPU
+    "calibration.diagnose": lambda at: calibration.diagnose(
+        gan_at(at), normal(CPU, 200, 2), rng(at), replicates=R, n_draws=300
+    ),
     "entropy.nearest_neighbour_entropy": lambda at: entropy.nearest_neighbour_entropy(
         normal(at, R, 9, 2)
     ),
@@ -429,6 +438,7 @@ NO_TENSORS = {
     "base.is_count",
     "base.check_count",
     "base.check_positive",
+    "base.check_modules",
     "base.check_shape",
     "base.environment_path",
     "base.whole_file",
