@@ -28,6 +28,8 @@ Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
 # Points (*batch, *event) to energies (*batch), in nats; low is likely.
 Energy = Callable[[Tensor], Tensor]
 
+# Distances held in memory at once (32 MB in float64).
+_CHUNK = 2**22
 # Seconds without a change after which a file in the making counts as given up.
 _GIVEN_UP = 24 * 3600
 # Codes of the errors that a folder gives which takes no files.
@@ -199,6 +201,22 @@ def at_least_float32(x: Tensor) -> Tensor:
     if x.dtype in (torch.float32, torch.float64):  # nearly always, and in each step of a chain
         return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """|x_i - y_j| of points (n, d) and (m, d), as (rows, m) for some rows of x after the other.
+
+    From differences: a matrix product cancels digits where points are far from 0 or near each
+    other. In units of a power of two, so that no square overflows and no digit is lost.
+
+    >>> list(distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]])))
+    [tensor([[5., 1.]])]
+    """
+    largest = float(torch.maximum(x.abs().max(), y.abs().max()))
+    unit = math.ldexp(0.5, math.frexp(largest)[1])
+    x, y = x / unit, y / unit
+    for part in x.split(max(1, _CHUNK // len(y))):
+        yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _reached(*functions: object) -> list[nn.Module | Tensor]:

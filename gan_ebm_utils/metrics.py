@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,14 +24,12 @@ from gan_ebm_utils.base import (
     check_positive,
     check_samples,
     device_of,
+    distances,
     dtype_of,
     evaluating,
 )
 
 Box = tuple[float, float, float, float]  # left, right, bottom, top
-
-# Distances held in memory at once (32 MB).
-_CHUNK = 2**22
 
 
 class Interval(NamedTuple):
@@ -86,7 +83,7 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"x and y must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
     costs = []
     for a, b in zip(_in_float64(x), _in_float64(y), strict=True):
-        cost = torch.cat(list(_distances(a, b)))
+        cost = torch.cat(list(distances(a, b)))
         # In units of the largest: the solver takes costs below 1e-11 or so for 0.
         unit = float(cost.max()) or 1.0
         costs.append(unit * ot.emd2([], [], cost.div_(unit).numpy(), numItermax=10_000_000))
@@ -143,7 +140,7 @@ def mode_report(x: Tensor, means: Tensor, std: float, n_std: float = 4.0) -> Mod
             f"{tuple(means.shape)}"
         )
     means, n_modes = _in_float64(means), len(means)
-    rows = [part.min(dim=1) for part in _distances(_in_float64(x).flatten(0, 1), means)]
+    rows = [part.min(dim=1) for part in distances(_in_float64(x).flatten(0, 1), means)]
     distance = torch.cat([row.values for row in rows]).reshape(x.shape[:2])
     nearest = torch.cat([row.indices for row in rows]).reshape(x.shape[:2])
     inlier = distance < n_std * std
@@ -217,7 +214,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
         raise ValueError(f"give at least 2 points each, got {tuple(x.shape)}, {tuple(y.shape)}")
 
     def total(a: Tensor, b: Tensor) -> Tensor:
-        return sum(part.sum() for part in _distances(a, b))
+        return sum(part.sum() for part in distances(a, b))
 
     values = []
     for a, b in zip(_in_float64(x), _in_float64(y), strict=True):
@@ -511,16 +508,3 @@ def _check_pair(x: Tensor, y: Tensor) -> None:
 def _in_float64(x: Tensor) -> Tensor:
     """x on the CPU in float64: moved first, since not every device has that type."""
     return x.detach().cpu().double()
-
-
-def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """|x_i - y_j| of points (n, d) and (m, d), as (rows, m) for some rows of x after the other.
-
-    From differences: a matrix product cancels digits where points are far from 0 or near each
-    other. In units of a power of two, so that no square overflows and no digit is lost.
-    """
-    largest = float(torch.maximum(x.abs().max(), y.abs().max()))
-    unit = math.ldexp(0.5, math.frexp(largest)[1])
-    x, y = x / unit, y / unit
-    for part in x.split(max(1, _CHUNK // len(y))):
-        yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")

@@ -263,6 +263,7 @@ MADE = {  # what they return lies where their inputs lie
     "base.count_calls": counted,
     "base.device_of": device_of,
     "base.at_least_float32": lambda at: base.at_least_float32(normal(at, 3)),
+    "base.distances": lambda at: list(base.distances(normal(at, 5, 2), normal(at, 3, 2))),
     "base.check_samples": lambda at: base.check_samples(x=normal(at, 3)),
     "checkpoints.save": saved,
     "checkpoints.load": saved,

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gan_ebm_utils import metrics
+from gan_ebm_utils import base, metrics
 from gan_ebm_utils.base import Distribution, rand, randn, seeded
 from gan_ebm_utils.datasets import digits, gaussian, gaussian_grid
 from gan_ebm_utils.networks import energy_mlp
@@ -111,7 +111,7 @@ def test_distances_are_taken_in_chunks(monkeypatch):
         lambda: metrics.energy_distance(x, y[:, :30]),
         lambda: torch.stack(metrics.mode_report(x, means, 0.3)),
     ]
-    assert 8 * metrics._CHUNK < 1e8  # bytes
+    assert 8 * base._CHUNK < 1e8  # bytes
     whole, sizes, cdist = [score() for score in scores], [], torch.cdist
 
     def spy(a, b, **how):
@@ -120,7 +120,7 @@ def test_distances_are_taken_in_chunks(monkeypatch):
 
     monkeypatch.setattr(torch, "cdist", spy)
     for chunk in (1, 100, 130):
-        monkeypatch.setattr(metrics, "_CHUNK", chunk)
+        monkeypatch.setattr(base, "_CHUNK", chunk)
         sizes.clear()
         for score, expected in zip(scores, whole, strict=True):
             torch.testing.assert_close(score(), expected, rtol=1e-12, atol=0)
