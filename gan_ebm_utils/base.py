@@ -29,16 +29,6 @@ Energy = Callable[[Tensor], Tensor]
 
 # Distances held in memory at once (32 MB in float64).
 _CHUNK = 2**22
-# Codes of the errors that a folder gives which takes no files.
-_CANNOT_WRITE = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-}
 
 
 class Distribution(NamedTuple):
@@ -443,6 +433,9 @@ def environment_path(name: str) -> Path | None:
 
     Raises ValueError for a home or a variable that is not known here, which would otherwise become
     the name of a folder.
+
+    >>> environment_path("GAN_EBM_NO_SUCH_VARIABLE") is None
+    True
     """
     if not (given := os.environ.get(name)):
         return None
@@ -462,6 +455,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` when the block ends without an error, and not before.
 
     Its folder is made if need be; errors are those of `partial_folder`.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with whole_file(Path(folder, "note")) as part:
+    ...         _ = part.write_text("whole")
+    ...         before = os.path.exists(Path(folder, "note"))
+    ...     print(before, Path(folder, "note").read_text())
+    False whole
     """
     with partial_folder(path.parent) as part:
         yield part / path.name
@@ -479,6 +479,12 @@ def partial_folder(folder: Path) -> Iterator[Path]:
     operating system releases when the process ends.
 
     Raises OSError, with the folder, where it or the block cannot write.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with partial_folder(Path(folder)) as part:
+    ...         _ = (part / "note").write_text("half")
+    ...     os.listdir(folder)
+    []
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -503,7 +509,8 @@ def partial_folder(folder: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # it was not made, or is removed already
                 path.unlink()
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        is_closed = isinstance(error, PermissionError | FileExistsError | NotADirectoryError)
+        if not is_closed and error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EROFS):
             raise  # of something else that the block does, as a download
         raise OSError(
             f"nothing was written to {folder}, give a folder with room that takes files: {error}"

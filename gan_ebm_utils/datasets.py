@@ -28,6 +28,7 @@ from gan_ebm_utils.base import (
     check_count,
     check_positive,
     check_samples,
+    check_shape,
     default_device,
     environment_path,
     is_count,
@@ -115,8 +116,7 @@ def gaussian(mean: Sequence[float], std: float = 1.0) -> Distribution:
     check_positive(std=std)
     means = torch.as_tensor(mean, dtype=torch.float32, device="cpu").detach().clone()
     check_samples(mean=means)
-    if means.ndim != 1:
-        raise ValueError(f"mean must be a sequence of coordinates, got {mean!r}")
+    check_shape(mean=(means, "d"))
     return _mixture(means[None], std)
 
 
@@ -358,12 +358,20 @@ def to_bytes(images: Tensor) -> Tensor:
     """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `Images`.
 
     Those beyond are black or white, as they look.
+
+    >>> to_bytes(torch.tensor([-1.0, 0.0, 1.0, 3.0]))
+    tensor([  0, 128, 255, 255], dtype=torch.uint8)
     """
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def digest(*sets: Images) -> str:
-    """SHA-256 of the pixels (as bytes 0..255) and labels of the given sets, in that order."""
+    """SHA-256 of the pixels (as bytes 0..255) and labels of the given sets, in that order.
+
+    >>> images, labels = digits()
+    >>> digest(Images(images, labels)) == digest(Images(-images, labels))
+    False
+    """
     total = hashlib.sha256()
     for data in sets:
         total.update(to_bytes(data.images).cpu().numpy().tobytes())
