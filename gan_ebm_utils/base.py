@@ -26,6 +26,8 @@ from torch import Tensor, nn
 Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
 # Points (*batch, *event) to energies (*batch), in nats; low is likely.
 Energy = Callable[[Tensor], Tensor]
+# A part of the plane: left, right, bottom, top.
+Box = tuple[float, float, float, float]
 
 # Distances held in memory at once (32 MB in float64).
 _CHUNK = 2**22

@@ -18,6 +18,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from gan_ebm_utils.base import (
+    Box,
     Distribution,
     Energy,
     Sample,
@@ -30,8 +31,6 @@ from gan_ebm_utils.base import (
     dtype_of,
     evaluating,
 )
-
-Box = tuple[float, float, float, float]  # left, right, bottom, top
 
 
 class Interval(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import seaborn as sns
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from torch import Tensor
 
-from gan_ebm_utils.base import check_count, check_shape, device_of, evaluating
+from gan_ebm_utils.base import Box, check_count, check_shape, device_of, evaluating
 
 # Colour-blind safe (seaborn's "colorblind"); real and generated look the same in every chapter.
 COLORS = sns.color_palette("colorblind").as_hex()
@@ -31,9 +32,7 @@ def set_style() -> None:
     plt.rc(("xtick", "ytick"), labelsize=10)
 
 
-def scatter(
-    ax: Axes, x: Tensor, box: tuple[float, float, float, float], color: str, title: str
-) -> None:
+def scatter(ax: Axes, x: Tensor, box: Box, color: str, title: str) -> None:
     """Points x (n, 2) inside `box` = (left, right, bottom, top), equal scales on both axes.
 
     >>> ax = plt.figure().add_subplot()
@@ -47,12 +46,7 @@ def scatter(
 
 
 def heatmap(
-    ax: Axes,
-    function: Callable[[Tensor], Tensor],
-    box: tuple[float, float, float, float],
-    title: str,
-    n: int = 150,
-    **style: object,
+    ax: Axes, function: Callable[[Tensor], Tensor], box: Box, title: str, n: int = 150, **style: Any
 ) -> QuadMesh:
     """Colours of a function (n, 2) -> (n,) over `box`; `style` goes to matplotlib's pcolormesh.
 
@@ -95,5 +89,5 @@ def image_grid(ax: Axes, images: Tensor, n_columns: int, title: str) -> None:
     sns.despine(ax=ax, left=True, bottom=True)
 
 
-def _frame(ax: Axes, box: tuple[float, float, float, float], title: str) -> None:
+def _frame(ax: Axes, box: Box, title: str) -> None:
     ax.set(xlim=box[:2], ylim=box[2:], aspect="equal", title=title, xlabel="$x_1$", ylabel="$x_2$")
