@@ -99,13 +99,15 @@ class Kernel(NamedTuple):
 class Chain(NamedTuple):
     """What `run_chain` keeps: every thin-th state, and how the chains moved over all steps.
 
-    `positions` is (kept, *batch, *event) and `energies` (kept, *batch), oldest first. `info` holds
-    the mean acceptance rate and the share of accepted steps of each chain, (*batch).
+    `positions` is (kept, *batch, *event) and `energies` (kept, *batch), oldest first. Of each
+    chain, (*batch), `acceptance_rate` is the mean probability of a move, and `accepted_share` the
+    share of the steps that moved.
     """
 
     positions: Tensor
     energies: Tensor
-    info: Info
+    acceptance_rate: Tensor
+    accepted_share: Tensor
 
 
 class Calls(NamedTuple):

@@ -7,9 +7,11 @@ card stores the SHA-256 of the other file, so that a pair that does not belong t
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +20,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gan_ebm_utils import networks as _networks
-from gan_ebm_utils.base import partial_folder
+from gan_ebm_utils.base import Gan, partial_folder
+
+# A network, the function or class of the package that builds it, and that one's arguments without
+# the generator.
+Built = tuple[nn.Module, Callable[..., nn.Module], dict[str, Any]]
 
 DATA = Path(__file__).parent / "data"
 REQUIRED = {"recipe", "settings", "seed", "metrics", "date"}
@@ -31,6 +36,29 @@ class Checkpoint(NamedTuple):
     networks: dict[str, nn.Module]
     tensors: dict[str, Tensor]
     card: dict[str, Any]
+
+    def gan(self, which: str = "") -> Gan:
+        """The networks `generator` and `discriminator` as a `Gan`; `which` names others of them.
+
+        `gan("refitted")` takes `discriminator_refitted`, and `generator_refitted` if there is one,
+        else `generator`.
+
+        Raises ValueError if there is no such pair.
+
+        >>> load("gaussians25_gan").gan("refitted").latent_dim
+        4
+        """
+        suffix = which and f"_{which}"
+        own = f"generator{suffix}"
+        name, judge = own if own in self.networks else "generator", f"discriminator{suffix}"
+        if missing := {name, judge} - self.networks.keys():
+            raise ValueError(
+                f"no GAN {which!r}: {', '.join(sorted(missing))} is not among the networks "
+                f"{', '.join(self.networks) or '(none)'}"
+            )
+        kwargs = self.card["networks"][name]["kwargs"]
+        latent_dim = kwargs["latent_dim" if "latent_dim" in kwargs else "in_features"]
+        return Gan(self.networks[name], self.networks[judge], latent_dim)
 
 
 def available(folder: Path | None = None) -> list[str]:
@@ -44,22 +72,22 @@ def available(folder: Path | None = None) -> list[str]:
 
 def save(
     name: str,
-    networks: dict[str, tuple[nn.Module, str, dict[str, Any]]],
+    networks: dict[str, Built],
     tensors: dict[str, Tensor],
     card: dict[str, Any],
     folder: Path | None = None,
 ) -> None:
     """Write the checkpoint `name` into `folder` (default: the package's own).
 
-    Each network comes with the name of the function in `gan_ebm_utils.networks` that builds it and
-    that function's arguments, without the generator. `card` must hold recipe, settings, seed,
-    metrics and date. Neither file is ever seen half-written, and a save that is cut off between the
-    two leaves a pair that `load` refuses. Networks and tensors that share memory are written apart.
+    Each network comes with its builder, a function or class of this package whose qualified name
+    goes to the card, and the builder's arguments. `card` must hold recipe, settings, seed, metrics
+    and date. Neither file is ever seen half-written, and a save that is cut off between the two
+    leaves a pair that `load` refuses. Networks and tensors that share memory are written apart.
 
     Raises ValueError for a name that is no file's, a card with missing entries or with numbers that
-    are not finite, and a network that `load` would not give back: its function builds another one,
-    or its weights are not finite or wider than float32. Raises OSError if `folder` cannot be
-    written.
+    are not finite, and a network that `load` would not give back: its builder is not of this
+    package or builds another one, or its weights are not finite or wider than float32. Raises
+    OSError if `folder` cannot be written.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"a checkpoint's name has letters, digits, '_', '-' and '.', got {name!r}")
@@ -75,8 +103,11 @@ def save(
         for key, value in weights.items()
     }
     raw = safetensors.torch.save(weights)
-    builders = {key: {"function": f, "kwargs": kwargs} for key, (_, f, kwargs) in networks.items()}
-    card = {**card, "networks": builders, "sha256": hashlib.sha256(raw).hexdigest()}
+    built = {
+        key: {"function": f"{builder.__module__}.{builder.__qualname__}", "kwargs": kwargs}
+        for key, (_, builder, kwargs) in networks.items()
+    }
+    card = {**card, "networks": built, "sha256": hashlib.sha256(raw).hexdigest()}
     text = json.dumps(card, indent=2, allow_nan=False) + "\n"
 
     folder = folder or DATA
@@ -88,19 +119,17 @@ def save(
             os.replace(part / file, folder / file)
 
 
-def _check_comes_back(
-    name: str, networks: dict[str, tuple[nn.Module, str, dict[str, Any]]], folder: Path
-) -> None:
+def _check_comes_back(name: str, networks: dict[str, Built], folder: Path) -> None:
     """Raise ValueError unless the checkpoint in `folder` holds the networks it was made of."""
     try:
         back = load(name, folder=folder).networks
     except RuntimeError as error:
         raise ValueError(f"{name!r} could not be loaded again: {error.__cause__}") from error
-    for key, (module, function, kwargs) in networks.items():
+    for key, (module, builder, kwargs) in networks.items():
         if repr(module) != repr(back[key]):
             raise ValueError(
-                f"network {key!r} of {name!r} is not what {function} builds from {kwargs}:\n"
-                f"{module}\nagainst\n{back[key]}"
+                f"network {key!r} of {name!r} is not what {builder.__name__} builds from {kwargs}:"
+                f"\n{module}\nagainst\n{back[key]}"
             )
         found = back[key].state_dict()
         for k, v in module.state_dict().items():
@@ -133,18 +162,11 @@ def load(name: str, device: torch.device | str = "cpu", folder: Path | None = No
             raise ValueError("its SHA-256 is not the one on its card")
         stored = safetensors.torch.load(raw)
         built = {key: _build(key, **how, stored=stored) for key, how in card["networks"].items()}
-    # RuntimeError comes from load_state_dict, AttributeError and TypeError from the builder.
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        AttributeError,
-        TypeError,
-        safetensors.SafetensorError,
-    ) as error:
+    # A card may hold anything: a dozen kinds of error, from the parser's to a builder's.
+    except Exception as error:
+        reason = f"its card lacks {error}" if isinstance(error, KeyError) else error
         raise RuntimeError(
-            f"checkpoint {path} cannot be used: {error}. Reinstall the package, or run the recipe "
+            f"checkpoint {path} cannot be used: {reason}. Reinstall the package, or run the recipe "
             "that makes it again."
         ) from error
     tensors = {
@@ -156,10 +178,21 @@ def load(name: str, device: torch.device | str = "cpu", folder: Path | None = No
 
 
 def _build(key: str, function: str, kwargs: dict[str, Any], stored: dict[str, Tensor]) -> nn.Module:
+    # Cards of earlier versions name a function of `networks` without its module.
+    module, _, name = function.rpartition(".")
+    package = __package__ or ""
+    if not f"{module or package}.".startswith(f"{package}."):
+        raise ValueError(
+            f"network {key!r} is built by {function}, which is not of {package}, the only package "
+            "that is sure to be there when it is loaded; put the builder into its networks"
+        )
+    builder = getattr(importlib.import_module(module or f"{package}.networks"), name, None)
+    if builder is None:
+        raise ValueError(f"network {key!r} is built by {function}, which this version has not")
     # The builder's initial weights are overwritten at once, so any generator will do. The default
     # device and type may be the user's own.
     with torch.device("cpu"):
-        network = getattr(_networks, function)(**kwargs, generator=torch.Generator().manual_seed(0))
+        network = builder(**kwargs, generator=torch.Generator().manual_seed(0))
     prefix = f"networks/{key}/"
     state = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
     network.float().load_state_dict(state, strict=True)

@@ -24,6 +24,7 @@ from gan_ebm_utils import (
     checkpoints,
     datasets,
     energies,
+    entropy,
     losses,
     metrics,
     networks,
@@ -185,7 +186,7 @@ def calibrated(at):
 
 def saved(at, folder):
     kwargs = {"in_features": 2, "hidden": [8]}
-    networks_ = {"f": (networks.mlp(**kwargs, generator=rng(at)), "mlp", kwargs)}
+    networks_ = {"f": (networks.mlp(**kwargs, generator=rng(at)), networks.mlp, kwargs)}
     card = dict.fromkeys(checkpoints.REQUIRED, 0)
     checkpoints.save("one", networks_, {"x": normal(at, 3)}, card, folder)
     loaded = checkpoints.load("one", at, folder)
@@ -274,7 +275,12 @@ MADE = {  # what they return lies where their inputs lie
     "datasets.to_bytes": lambda at: datasets.to_bytes(normal(at, 3)),
     "datasets.minibatches": lambda at: datasets.minibatches(normal(CPU, 6, 2))((R, 3), rng(at)),
     "energies.latent_energy": of_logit(energies.latent_energy),
-    "energies.wgan_latent_energy": of_logit(energies.wgan_latent_energy),
+    "energies.pullback": lambda at: energies.pullback(energy_at(at), gan_at(at))(
+        normal(at, R, 5, 3)
+    ),
+    "energies.NegativeEnergy": lambda at: energies.NegativeEnergy(energy_at(at))(
+        normal(at, R, 5, 2)
+    ),
     "energies.dot_energy": lambda at: energies.dot_energy(
         gan_at(at), normal(at, R, 5, 3), normal(at, R, 1).exp()
     )(2 * normal(at, R, 5, 3)),
@@ -361,6 +367,7 @@ MADE = {  # what they return lies where their inputs lie
     ),
     "training.train_gan": train("train_gan", losses.gan_d_loss, losses.non_saturating_g_loss),
     "training.train_ebm": train_ebm,
+    "training.generated": lambda at: training.generated(gan_at(at))(normal(at, R, 4, 2), rng(at)),
     "training.contrastive": negatives("contrastive"),
     "training.persistent": persistent,
     "training.short_run": negatives("short_run", fresh),
@@ -381,6 +388,9 @@ MADE |= {
 }  # fmt: skip
 MADE |= {f"losses.{name}": divergence(name) for name in ("kl", "reverse_kl", "js", "pearson")}
 SCORED = {  # what they return is a score, on the CPU
+    "entropy.nearest_neighbour_entropy": lambda at: entropy.nearest_neighbour_entropy(
+        normal(at, R, 9, 2)
+    ),
     "datasets.digest": lambda at: datasets.digest(
         datasets.Images(normal(at, 3, 1, 2, 2).clamp(-1, 1), torch.arange(3, device=at))
     ),
@@ -438,11 +448,11 @@ def public_names():
     """Functions, networks and divergences of the package's modules; results are named tuples."""
     names = set()
     for info in pkgutil.iter_modules(gan_ebm_utils.__path__):
-        if info.ispkg:
-            continue  # recipes, which are programs
+        if info.name == "recipes":
+            continue  # which are programs
         module = importlib.import_module(f"gan_ebm_utils.{info.name}")
         for name, thing in vars(module).items():
-            own = getattr(thing, "__module__", None) == module.__name__
+            own = f"{getattr(thing, '__module__', '')}.".startswith(f"{module.__name__}.")
             is_type = inspect.isclass(thing) and issubclass(thing, (tuple, Exception))
             if own and not name.startswith("_") and not is_type:
                 names.add(f"{info.name}.{name}")

@@ -13,7 +13,7 @@ import torch
 
 from gan_ebm_utils import checkpoints
 from gan_ebm_utils.base import seeded
-from gan_ebm_utils.networks import MnistClassifier, energy_mlp, mlp
+from gan_ebm_utils.networks import ConvGenerator, MnistClassifier, energy_mlp, mlp
 
 CARD = {"recipe": "test", "settings": {}, "seed": 0, "metrics": {"loss": 0.5}, "date": "2025-01-31"}
 KWARGS = {"n_features": 8, "width": 4}
@@ -24,9 +24,7 @@ def saved(tmp_path):
     """A checkpoint "small" in a folder of its own: (folder, network, tensors)."""
     network = MnistClassifier(**KWARGS, generator=seeded(1, "cpu"))
     tensors = {"mean": torch.randn(8, generator=seeded(2, "cpu")), "n": torch.tensor([3])}
-    checkpoints.save(
-        "small", {"net": (network, "MnistClassifier", KWARGS)}, tensors, CARD, tmp_path
-    )
+    checkpoints.save("small", {"net": (network, MnistClassifier, KWARGS)}, tensors, CARD, tmp_path)
     return tmp_path, network, tensors
 
 
@@ -40,7 +38,8 @@ def test_round_trip(saved):
     assert loaded.tensors.keys() == tensors.keys()
     assert all(torch.equal(loaded.tensors[key], tensors[key]) for key in tensors)
     assert loaded.card.items() >= CARD.items()
-    assert loaded.card["networks"] == {"net": {"function": "MnistClassifier", "kwargs": KWARGS}}
+    builder = "gan_ebm_utils.networks.images.MnistClassifier"
+    assert loaded.card["networks"] == {"net": {"function": builder, "kwargs": KWARGS}}
     assert sorted(os.listdir(folder)) == ["small.json", "small.safetensors"]
     other = MnistClassifier(**KWARGS, generator=seeded(4, "cpu"))
     assert not torch.equal(loaded.networks["net"](x), other(x))  # the control
@@ -95,7 +94,7 @@ def test_what_shares_memory_comes_back(tmp_path):
     given = {"rows": rows, "again": rows, "columns": rows.T, "part": rows[0]}
     given["weight"] = network[0].weight
     given["wide"] = torch.zeros(1).expand(5)
-    twice = {name: (network, "mlp", MLP) for name in ("a", "b")}
+    twice = {name: (network, mlp, MLP) for name in ("a", "b")}
     checkpoints.save("shared", twice, given, CARD, tmp_path)
     loaded = checkpoints.load("shared", folder=tmp_path)
     assert all(same(loaded.tensors[key], value) for key, value in given.items())
@@ -116,7 +115,7 @@ def test_a_tensor_keeps_its_type(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_short_type_comes_back_in_float32_with_the_same_values(tmp_path, dtype):
     network = small_mlp().to(dtype)
-    checkpoints.save("short", {"net": (network, "mlp", MLP)}, {}, CARD, tmp_path)
+    checkpoints.save("short", {"net": (network, mlp, MLP)}, {}, CARD, tmp_path)
     found = checkpoints.load("short", folder=tmp_path).networks["net"].state_dict()
     assert all(same(found[key], value.float()) for key, value in network.state_dict().items())
 
@@ -142,14 +141,14 @@ def test_a_network_that_would_not_come_back_is_refused(saved, kind):
     folder, network, _ = saved
     make, kwargs, message = REFUSED[kind]
     with pytest.raises(ValueError, match=f"(?s){message}"):
-        checkpoints.save("small", {"net": (make(), "mlp", kwargs)}, {}, CARD, folder)
+        checkpoints.save("small", {"net": (make(), mlp, kwargs)}, {}, CARD, folder)
     x = torch.zeros(1, 1, 28, 28)
     assert torch.equal(checkpoints.load("small", folder=folder).networks["net"](x), network(x))
     assert sorted(os.listdir(folder)) == ["small.json", "small.safetensors"]
 
 
 def test_a_name_that_runs_into_another_is_refused(tmp_path):
-    networks = {name: (small_mlp(), "mlp", MLP) for name in ("a", "a/b")}
+    networks = {name: (small_mlp(), mlp, MLP) for name in ("a", "a/b")}
     with pytest.raises(ValueError, match="could not be loaded again"):
         checkpoints.save("small", networks, {}, CARD, tmp_path)
 
@@ -183,7 +182,7 @@ def test_the_users_defaults_change_nothing(saved, dtype):
         torch.set_default_dtype(dtype)
         torch.set_default_device("meta")
         loaded = checkpoints.load("small", folder=folder)
-        checkpoints.save("again", {"net": (network, "MnistClassifier", KWARGS)}, {}, CARD, folder)
+        checkpoints.save("again", {"net": (network, MnistClassifier, KWARGS)}, {}, CARD, folder)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
@@ -195,6 +194,74 @@ def test_the_users_defaults_change_nothing(saved, dtype):
 def edit_card(folder, **changes):
     path = folder / "small.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_checkpoint_of_the_old_form_loads(saved):
+    folder, network, _ = saved
+    edit_card(folder, networks={"net": {"function": "MnistClassifier", "kwargs": KWARGS}})
+    x = torch.zeros(1, 1, 28, 28)
+    assert torch.equal(checkpoints.load("small", folder=folder).networks["net"](x), network(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("no_such_network", "no_such_network, which this version has not"),
+        ("gan_ebm_utils.networks.stacked.no_such", "no_such, which this version has not"),
+        ("gan_ebm_utils.no_such.mlp", "No module named 'gan_ebm_utils.no_such'"),
+        ("os.system", "os.system, which is not of gan_ebm_utils"),
+        ("gan_ebm_utils_too.mlp", "which is not of gan_ebm_utils"),
+    ],
+)
+def test_an_unknown_builder_is_named(saved, function, message):
+    edit_card(saved[0], networks={"net": {"function": function, "kwargs": KWARGS}})
+    with pytest.raises(RuntimeError, match=f"{message}.*recipe"):
+        checkpoints.load("small", folder=saved[0])
+
+
+def test_weights_that_do_not_fit_are_named(saved):
+    how = {"function": "MnistClassifier", "kwargs": {**KWARGS, "width": 5}}
+    edit_card(saved[0], networks={"net": how})
+    with pytest.raises(RuntimeError, match=r"(?s)size mismatch for features.*recipe"):
+        checkpoints.load("small", folder=saved[0])
+
+
+def test_a_builder_of_the_users_own_is_refused(tmp_path):
+    def own(*, generator):
+        return small_mlp()
+
+    with pytest.raises(ValueError, match="built by tests?.*own, which is not of gan_ebm_utils"):
+        checkpoints.save("small", {"net": (small_mlp(), own, {})}, {}, CARD, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+GENERATOR = {"in_features": 3, "hidden": [4], "out_features": 2}
+
+
+def test_a_checkpoint_gives_its_gans(tmp_path):
+    g = seeded(0, "cpu")
+    parts = {"": GENERATOR, "_without_r1": {**GENERATOR, "in_features": 5}}
+    networks = {f"generator{k}": (mlp(**how, generator=g), mlp, how) for k, how in parts.items()}
+    for which in ("", "_without_r1", "_refitted"):
+        networks[f"discriminator{which}"] = (small_mlp(), mlp, MLP)
+    images = {"image_size": 8, "latent_dim": 6, "width": 4}
+    networks["generator_of_images"] = (ConvGenerator(**images, generator=g), ConvGenerator, images)
+    networks["discriminator_of_images"] = (small_mlp(), mlp, MLP)
+    checkpoints.save("gans", networks, {}, CARD, tmp_path)
+    stored = checkpoints.load("gans", folder=tmp_path)
+    found = {which: stored.gan(which) for which in ("", "refitted", "without_r1", "of_images")}
+    assert [gan.latent_dim for gan in found.values()] == [3, 3, 5, 6]
+    assert found["refitted"].generator is found[""].generator is stored.networks["generator"]
+    for which, gan in found.items():
+        judge = f"discriminator_{which}" if which else "discriminator"
+        assert gan.discriminator is stored.networks[judge]
+    with pytest.raises(ValueError, match="no GAN 'refited': discriminator_refited is not among"):
+        stored.gan("refited")
+
+
+def test_a_checkpoint_without_a_gan_says_so(saved):
+    with pytest.raises(ValueError, match="no GAN '': discriminator, generator is not among .* net"):
+        checkpoints.load("small", folder=saved[0]).gan()
 
 
 DAMAGE = {
@@ -232,7 +299,7 @@ def test_card_of_another_run(saved):
     folder, _, _ = saved
     card = (folder / "small.json").read_text()
     network = MnistClassifier(**KWARGS, generator=seeded(5, "cpu"))
-    checkpoints.save("small", {"net": (network, "MnistClassifier", KWARGS)}, {}, CARD, folder)
+    checkpoints.save("small", {"net": (network, MnistClassifier, KWARGS)}, {}, CARD, folder)
     (folder / "small.json").write_text(card)
     with pytest.raises(RuntimeError, match="SHA-256"):
         checkpoints.load("small", folder=folder)
@@ -272,4 +339,4 @@ def test_numbers_of_a_network_outside_its_weights_are_compared(tmp_path):
     energy = energy_mlp(2, (4,), generator=g, scale=3.0)
     kwargs = {"in_features": 2, "hidden": [4], "scale": 1.0}
     with pytest.raises(ValueError, match="is not what energy_mlp builds"):
-        checkpoints.save("e", {"e": (energy, "energy_mlp", kwargs)}, {}, CARD, tmp_path)
+        checkpoints.save("e", {"e": (energy, energy_mlp, kwargs)}, {}, CARD, tmp_path)

@@ -1,23 +1,30 @@
 """The package is a house of floors: each module imports alone, and imports run downward only."""
 
 import ast
+import io
+import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
 
 PACKAGE = "gan_ebm_utils"
 ROOT = Path(__file__).parents[1]
+# A family of networks may build on another; the package that names them all lies above.
 FLOORS = {
     "base": 0,
     "checkpoints": 2,
     "claims": 1,
     "datasets": 1,
     "energies": 1,
+    "entropy": 1,
     "losses": 1,
     "metrics": 1,
-    "networks": 1,
+    "networks": 1.5,
+    "networks.images": 1.25,
+    "networks.stacked": 1,
     "plotting": 1,
     "refine": 2,
     "runs": 3,
@@ -25,6 +32,10 @@ FLOORS = {
     "training": 2,
 }
 RECIPE_FLOOR = 4
+NO_CODE = (
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENDMARKER,
+)  # fmt: skip
 
 
 def module_name(path):
@@ -40,7 +51,7 @@ def floor(module):
     parts = module.split(".")[1:]
     if not parts:
         return -1
-    return RECIPE_FLOOR if parts[0] == "recipes" else FLOORS[parts[0]]
+    return RECIPE_FLOOR if parts[0] == "recipes" else FLOORS[".".join(parts)]
 
 
 def imported_modules(module, source, modules):
@@ -98,6 +109,9 @@ def test_imports_run_downward(module):
         ("training", "from .plotting import save"),
         ("training", "from .recipes.mnist_features import main"),
         ("recipes.one", "from .two import main"),
+        ("networks.stacked", "from .images import ConvGenerator"),
+        ("networks.images", "from . import mlp"),
+        ("losses", "from .networks.stacked import mlp"),
     ],
 )
 def test_an_import_that_breaks_the_floors_is_found(module, source):
@@ -110,3 +124,50 @@ def test_an_import_that_keeps_to_the_floors_is_let_through():
     modules = [PACKAGE, *(f"{PACKAGE}.{name}" for name in FLOORS)]
     source = "import torch\nfrom gan_ebm_utils import base\nfrom .losses import bce"
     assert broken_rules(f"{PACKAGE}.training", source, modules) == []
+
+
+def table_of_floors(text):
+    """floor -> names of modules, as a table of CONTRIBUTING.md lists them."""
+    rows = re.findall(r"\| (\d) \| (.*?) \|", text)
+    return {int(number): set(re.findall(r"`(\w+)/?`", names)) for number, names in rows}
+
+
+def test_the_table_of_floors_is_that_of_the_text():
+    floors = {RECIPE_FLOOR: {"recipes"}}
+    for name, number in FLOORS.items():
+        if "." not in name:
+            floors.setdefault(int(number), set()).add(name)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert table_of_floors(text) == floors
+    assert table_of_floors(text.replace("`refine`, ", "")) != floors  # the control
+
+
+def lines_of_code(source):
+    """Lines that hold code: no blank one, no comment, no docstring."""
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_lines_of_code():
+    head = '"""A\nmodule."""\n\nx = (  # a comment\n    1,\n)\n\n\n'
+    function = 'def f():\n    """One."""\n    # no\n    return """two\nlines"""\n'
+    assert lines_of_code(head + function) == 6
+
+
+def test_the_package_stays_thin():
+    sizes = {
+        module: lines_of_code(path.read_text(encoding="utf-8"))
+        for module, path in MODULES.items()
+        if floor(module) < RECIPE_FLOOR
+    }
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (limit,) = re.findall(r"at most ([\d,]+) lines of\s+code without recipes", text)
+    assert sum(sizes.values()) <= int(limit.replace(",", "")), sizes

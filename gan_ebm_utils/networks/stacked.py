@@ -1,0 +1,225 @@
+"""Layers and multilayer perceptrons whose replicates lie behind one leading axis.
+
+They map (R, n, d) to (R, n, out), or to (R, n) where each is a scalar function such as a logit or
+an energy.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gan_ebm_utils.base import check_count, check_positive, rand, randn
+
+
+class StackedLinear(nn.Module):
+    """R affine maps at once: x_r W_r + b_r.
+
+    Maps (R, n, in) to (R, n, out) with weights (R, in, out) and biases (R, 1, out), both drawn
+    uniformly from +-1/sqrt(in), as PyTorch's own linear layer does.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        replicates: int = 1,
+        *,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        check_count(in_features=in_features, out_features=out_features, replicates=replicates)
+        bound = in_features**-0.5
+        weight = rand(replicates, in_features, out_features, generator=generator)
+        bias = rand(replicates, 1, out_features, generator=generator)
+        self.weight = nn.Parameter(bound * (2 * weight - 1))
+        self.bias = nn.Parameter(bound * (2 * bias - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight  # read once: with spectral normalisation each read is a power step
+        replicates, in_features, out_features = weight.shape
+        if x.ndim != 3 or x.shape[0] != replicates or x.shape[2] != in_features:
+            raise ValueError(f"x must be ({replicates}, n, {in_features}), got {tuple(x.shape)}")
+        if out_features == 1:
+            # A matrix product with one column takes twice as long, forward and backward.
+            return (x * weight.mT).sum(dim=2, keepdim=True) + self.bias
+        return torch.baddbmm(self.bias, x, weight)
+
+
+class FourierFeatures(nn.Module):
+    """x followed by the cosines and sines of random projections of it: (R, n, d) to (R, n, d + 2m).
+
+    The frequencies B are (m, d) with entries N(0, scale^2) in radians per unit of x; they are not
+    trained and are the same for all replicates: gamma(x) = [x, cos(B x), sin(B x)]. They let a
+    network resolve structure of size about 1/scale (Tancik et al. 2020, arXiv:2006.10739, section
+    6).
+    """
+
+    def __init__(
+        self, in_features: int, n_frequencies: int, scale: float, *, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        check_count(in_features=in_features, n_frequencies=n_frequencies)
+        check_positive(scale=scale)
+        frequencies = scale * randn(in_features, n_frequencies, generator=generator)
+        self.register_buffer("frequencies", frequencies)
+        self.out_features = in_features + 2 * n_frequencies
+
+    def forward(self, x: Tensor) -> Tensor:
+        phase = x @ self.frequencies
+        return torch.cat([x, phase.cos(), phase.sin()], dim=-1)
+
+
+class SpectralNorm(nn.Module):
+    """Divide each matrix of a stack (R, in, out) by its largest singular value: W_r / s(W_r).
+
+    The singular vectors are exact at first; then one step of power iteration per pass in training
+    mode follows them (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). PyTorch's own
+    parametrization would take the stack for one matrix. Register it with `spectral_norm`.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        left, _, right = torch.linalg.svd(weight, full_matrices=False)
+        self.register_buffer("left", left[:, :, :1].clone())  # (R, in, 1)
+        self.register_buffer("right", right.mT[:, :, :1].clone())  # (R, out, 1)
+
+    @torch.no_grad()
+    def _power_step(self, weight: Tensor) -> None:
+        self.right = F.normalize(weight.mT @ self.left, dim=1)
+        self.left = F.normalize(weight @ self.right, dim=1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training:
+            self._power_step(weight)
+        return weight / (self.left.mT @ weight @ self.right)
+
+
+def spectral_norm(layer: StackedLinear) -> StackedLinear:
+    """Give each replicate of `layer` a largest singular value of 1, so that it is 1-Lipschitz."""
+    parametrize.register_parametrization(
+        layer, "weight", SpectralNorm(layer.weight.detach()), unsafe=True
+    )
+    return layer
+
+
+class Scalar(nn.Module):
+    """Drop a last axis of size 1: (R, n, 1) to (R, n)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.squeeze(-1)
+
+
+def mlp(
+    in_features: int,
+    hidden: tuple[int, ...],
+    out_features: int | None = None,
+    replicates: int = 1,
+    *,
+    generator: torch.Generator,
+    activation: str = "SiLU",
+    fourier: tuple[int, float] | None = None,
+    spectral: bool = False,
+) -> nn.Sequential:
+    """R multilayer perceptrons, (R, n, in_features) to (R, n, out_features).
+
+    Without `out_features` each is a scalar function, (R, n, in_features) to (R, n). `fourier` =
+    (n_frequencies, scale) puts `FourierFeatures` first. `activation` is the name of one in
+    torch.nn. `spectral` normalises each linear layer, which makes the network 1-Lipschitz if its
+    activation is: ReLU is, SiLU has slopes up to 1.1.
+
+    Raises ValueError for sizes below 1, an unknown activation, spectral normalisation after Fourier
+    features and, when called, for inputs of another shape.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> logit = mlp(2, (64, 64), replicates=10, generator=g)
+    >>> logit(torch.zeros(10, 5, 2)).shape
+    torch.Size([10, 5])
+    """
+    if activation not in nn.modules.activation.__all__:
+        raise ValueError(f'activation must be one of torch.nn, as "SiLU", got {activation!r}')
+    if spectral and fourier is not None:
+        raise ValueError("spectral needs a 1-Lipschitz first layer, which Fourier features are not")
+    layers: list[nn.Module] = []
+    if fourier is not None:
+        layers.append(FourierFeatures(in_features, *fourier, generator=generator))
+        in_features = layers[0].out_features
+    sizes = (in_features, *hidden, 1 if out_features is None else out_features)
+    for n_in, n_out in itertools.pairwise(sizes):
+        layer = StackedLinear(n_in, n_out, replicates, generator=generator)
+        layers += [spectral_norm(layer) if spectral else layer, getattr(nn, activation)()]
+    layers.pop()
+    return nn.Sequential(*layers, *([Scalar()] if out_features is None else []))
+
+
+class Confined(nn.Module):
+    """An energy with a finite partition function: E(x) = f(x) + |x|^2 / (2 s^2).
+
+    `function` is f, (R, n, *event) to (R, n), which grows at most linearly, as networks of linear
+    layers with ReLU, SiLU or Fourier features do; the norm is over all of the event's axes, and
+    `scale` = s is in units of x.
+    """
+
+    def __init__(self, function: nn.Module, scale: float) -> None:
+        super().__init__()
+        check_positive(scale=scale)
+        self.function, self.scale = function, scale
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x) + x.square().flatten(2).sum(dim=2) / (2 * self.scale**2)
+
+
+def energy_mlp(
+    in_features: int,
+    hidden: tuple[int, ...],
+    replicates: int = 1,
+    *,
+    generator: torch.Generator,
+    scale: float = 2.0,
+    activation: str = "SiLU",
+    fourier: tuple[int, float] | None = None,
+) -> Confined:
+    """R confined energies, (R, n, in_features) to (R, n), whose f is an `mlp`.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> energy_mlp(2, (64, 64), replicates=10, generator=g)(torch.zeros(10, 5, 2)).shape
+    torch.Size([10, 5])
+    """
+    function = mlp(
+        in_features,
+        hidden,
+        replicates=replicates,
+        generator=generator,
+        activation=activation,
+        fourier=fourier,
+    )
+    return Confined(function, scale)
+
+
+class NoisyGenerator(nn.Module):
+    """G(z) + std z' with standard normal z': a law that has a density, of one latent (z, z').
+
+    Maps (R, n, latent_dim + size of the event) to (R, n, *event); the first `latent_dim` columns go
+    through `generator` (Che et al. 2020, arXiv:2003.06060). A discriminator for it
+    must be fitted to its samples, not to those of G.
+    """
+
+    def __init__(self, generator: nn.Module, latent_dim: int, std: float) -> None:
+        super().__init__()
+        check_count(latent_dim=latent_dim)
+        check_positive(std=std)
+        self.generator, self.latent_dim, self.std = generator, latent_dim, std
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={self.latent_dim}, std={self.std}"
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.generator(z[..., : self.latent_dim])
+        return x + self.std * z[..., self.latent_dim :].reshape(x.shape)
