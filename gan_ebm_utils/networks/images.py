@@ -25,6 +25,7 @@ class _Convolutions(nn.Module):
             raise ValueError(f"image_size must be a multiple of 4 and at least 8, got {image_size}")
         self.replicates = replicates
         self.event = (channels, image_size, image_size)
+        self.inner = (2 * width, image_size // 4, image_size // 4)  # after two layers, or before
 
     def _conv(self, kind: type, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
         """A layer that halves an image or, transposed, doubles it."""
@@ -61,14 +62,13 @@ class ConvGenerator(_Convolutions):
         generator: torch.Generator,
     ) -> None:
         super().__init__(image_size, channels, width, replicates)
-        self.base = (2 * width, image_size // 4, image_size // 4)
-        n_features = math.prod(self.base)
+        n_features = math.prod(self.inner)
         self.linear = StackedLinear(latent_dim, n_features, replicates, generator=generator)
         self.up1 = self._conv(nn.ConvTranspose2d, 2 * width, width, generator)
         self.up2 = self._conv(nn.ConvTranspose2d, width, channels, generator)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = F.silu(self.linear(z)).movedim(0, 1).reshape(z.shape[1], -1, *self.base[1:])
+        h = F.silu(self.linear(z)).movedim(0, 1).reshape(z.shape[1], -1, *self.inner[1:])
         h = h.contiguous(memory_format=torch.channels_last)  # (n, R * 2 width, h/4, w/4)
         x = self.up2(F.silu(self.up1(h))).tanh()
         return x.unflatten(1, (self.replicates, -1)).movedim(0, 1)
@@ -99,8 +99,7 @@ class ConvDiscriminator(_Convolutions):
         super().__init__(image_size, channels, width, replicates)
         self.down1 = self._conv(nn.Conv2d, channels, width, generator)
         self.down2 = self._conv(nn.Conv2d, width, 2 * width, generator)
-        n_features = 2 * width * (image_size // 4) ** 2
-        self.linear = StackedLinear(n_features, 1, replicates, generator=generator)
+        self.linear = StackedLinear(math.prod(self.inner), 1, replicates, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         check_shape(x=(x, " ".join(map(str, (self.replicates, "n", *self.event)))))
@@ -131,19 +130,15 @@ class MnistClassifier(nn.Module):
         self.num_features = n_features
         # Without weights at first: the constructors would draw them from the global generator.
         with torch.device("meta"):
-            self.features = nn.Sequential(
+            convolutions = (
                 nn.Conv2d(1, width, 5, padding=2),
-                nn.SiLU(),
                 nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-                nn.SiLU(),
                 nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
-                nn.SiLU(),
                 nn.Conv2d(4 * width, 4 * width, 3, padding=1),
-                nn.SiLU(),
-                nn.Flatten(),
-                nn.Linear(4 * width * 7 * 7, n_features),
-                nn.SiLU(),
             )
+            layers = [layer for conv in convolutions for layer in (conv, nn.SiLU())]
+            layers += [nn.Flatten(), nn.Linear(4 * width * 7 * 7, n_features), nn.SiLU()]
+            self.features = nn.Sequential(*layers)
             self.head = nn.Linear(n_features, 10)
         self.features.num_features = n_features
         self.to_empty(device=generator.device).float()
