@@ -1,6 +1,10 @@
-"""The package is a house of floors: each module imports alone, and imports run downward only."""
+"""The package is a house of floors: each module imports alone, and imports run downward only.
+
+What is public in them comes with an example that runs.
+"""
 
 import ast
+import doctest
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +33,9 @@ FLOORS = {
     "training": 2,
 }
 RECIPE_FLOOR = 4
+# Modules all of whose public functions and classes have an example.
+SHOWN = {"calibration", "checkpoints", "energies", "entropy", "networks", "refine", "samplers"}
+SHOWN |= {"training"}
 
 
 def module_name(path):
@@ -117,3 +124,48 @@ def test_an_import_that_keeps_to_the_floors_is_let_through():
     modules = [PACKAGE, *(f"{PACKAGE}.{name}" for name in FLOORS)]
     source = "import torch\nfrom gan_ebm_utils import base\nfrom .losses import bce"
     assert broken_rules(f"{PACKAGE}.training", source, modules) == []
+
+
+def without_example(source):
+    """Public functions and classes of a module whose docstring has no example that runs."""
+    found = []
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        examples = doctest.DocTestParser().get_examples(ast.get_docstring(node) or "")
+        if not any(not example.options.get(doctest.SKIP) for example in examples):
+            found.append(node.name)
+    return found
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if SHOWN & set(name.split("."))])
+def test_what_is_public_has_an_example(module):
+    assert without_example(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+EXAMPLE = '''
+def shown():
+    """One.
+
+    >>> 1
+    1
+    """
+
+
+def _private():
+    pass
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        (">>> 1", "1", "shown"),
+        (">>> 1", ">>> 1  # doctest: +SKIP", "shown"),
+        ("_private", "public", "public"),
+        ("def _private():", "class Public:", "Public"),
+    ],
+)
+def test_a_missing_example_is_found(old, new, name):
+    assert without_example(EXAMPLE) == []
+    assert without_example(EXAMPLE.replace(old, new)) == [name]
