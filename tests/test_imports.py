@@ -1,8 +1,15 @@
-"""The package is a house of floors: each module imports alone, and imports run downward only."""
+"""The package is a house of floors: each module imports alone, and imports run downward only.
+
+What is public in them comes with an example that runs.
+"""
 
 import ast
+<<<<<<< HEAD
 import io
 import re
+=======
+import doctest
+>>>>>>> w-slimB
 import subprocess
 import sys
 import tokenize
@@ -32,10 +39,16 @@ FLOORS = {
     "training": 2,
 }
 RECIPE_FLOOR = 4
+<<<<<<< HEAD
 NO_CODE = (
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENDMARKER,
 )  # fmt: skip
+=======
+# Modules all of whose public functions and classes have an example.
+SHOWN = {"calibration", "checkpoints", "energies", "entropy", "networks", "refine", "samplers"}
+SHOWN |= {"training"}
+>>>>>>> w-slimB
 
 
 def module_name(path):
@@ -126,6 +139,7 @@ def test_an_import_that_keeps_to_the_floors_is_let_through():
     assert broken_rules(f"{PACKAGE}.training", source, modules) == []
 
 
+<<<<<<< HEAD
 def table_of_floors(text):
     """floor -> names of modules, as a table of CONTRIBUTING.md lists them."""
     rows = re.findall(r"\| (\d) \| (.*?) \|", text)
@@ -171,3 +185,48 @@ def test_the_package_stays_thin():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (limit,) = re.findall(r"at most ([\d,]+) lines of\s+code without recipes", text)
     assert sum(sizes.values()) <= int(limit.replace(",", "")), sizes
+=======
+def without_example(source):
+    """Public functions and classes of a module whose docstring has no example that runs."""
+    found = []
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        examples = doctest.DocTestParser().get_examples(ast.get_docstring(node) or "")
+        if not any(not example.options.get(doctest.SKIP) for example in examples):
+            found.append(node.name)
+    return found
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if SHOWN & set(name.split("."))])
+def test_what_is_public_has_an_example(module):
+    assert without_example(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+EXAMPLE = '''
+def shown():
+    """One.
+
+    >>> 1
+    1
+    """
+
+
+def _private():
+    pass
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        (">>> 1", "1", "shown"),
+        (">>> 1", ">>> 1  # doctest: +SKIP", "shown"),
+        ("_private", "public", "public"),
+        ("def _private():", "class Public:", "Public"),
+    ],
+)
+def test_a_missing_example_is_found(old, new, name):
+    assert without_example(EXAMPLE) == []
+    assert without_example(EXAMPLE.replace(old, new)) == [name]
+>>>>>>> w-slimB
