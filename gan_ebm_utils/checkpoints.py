@@ -59,7 +59,9 @@ class Checkpoint(NamedTuple):
         if missing := {name, judge} - self.networks.keys():
             raise ValueError(f"no network {', '.join(sorted(missing))} in {[*self.networks]}")
         kwargs = self.card["networks"][name]["kwargs"]
-        latent_dim = kwargs["latent_dim" if "latent_dim" in kwargs else "in_features"]
+        latent_dim = kwargs.get("latent_dim", kwargs.get("in_features"))
+        if latent_dim is None:
+            raise ValueError(f"the arguments of {name} on the card name no latent_dim: {kwargs}")
         return Gan(self.networks[name], self.networks[judge], latent_dim)
 
 

@@ -261,6 +261,15 @@ def test_a_checkpoint_gives_its_gans(tmp_path):
         stored.gan("refited")
 
 
+def test_a_latent_size_that_is_not_on_the_card(tmp_path):
+    g, how = seeded(0, "cpu"), {"image_size": 8, "width": 4}
+    networks = {"generator": (ConvGenerator(**how, generator=g), ConvGenerator, how)}
+    networks["discriminator"] = (small_mlp(), mlp, MLP)
+    checkpoints.save("gans", networks, {}, CARD, tmp_path)
+    with pytest.raises(ValueError, match="of generator on the card name no latent_dim: .*width"):
+        checkpoints.load("gans", folder=tmp_path).gan()
+
+
 def test_a_checkpoint_without_a_gan_says_so(saved):
     with pytest.raises(ValueError, match=r"no network discriminator, generator in \['net'\]"):
         checkpoints.load("small", folder=saved[0]).gan()

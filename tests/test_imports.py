@@ -4,12 +4,9 @@ What is public in them comes with an example that runs.
 """
 
 import ast
-<<<<<<< HEAD
+import doctest
 import io
 import re
-=======
-import doctest
->>>>>>> w-slimB
 import subprocess
 import sys
 import tokenize
@@ -39,16 +36,13 @@ FLOORS = {
     "training": 2,
 }
 RECIPE_FLOOR = 4
-<<<<<<< HEAD
 NO_CODE = (
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
     tokenize.ENDMARKER,
 )  # fmt: skip
-=======
 # Modules all of whose public functions and classes have an example.
 SHOWN = {"calibration", "checkpoints", "energies", "entropy", "networks", "refine", "samplers"}
 SHOWN |= {"training"}
->>>>>>> w-slimB
 
 
 def module_name(path):
@@ -139,7 +133,6 @@ def test_an_import_that_keeps_to_the_floors_is_let_through():
     assert broken_rules(f"{PACKAGE}.training", source, modules) == []
 
 
-<<<<<<< HEAD
 def table_of_floors(text):
     """floor -> names of modules, as a table of CONTRIBUTING.md lists them."""
     rows = re.findall(r"\| (\d) \| (.*?) \|", text)
@@ -185,7 +178,8 @@ def test_the_package_stays_thin():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     (limit,) = re.findall(r"at most ([\d,]+) lines of\s+code without recipes", text)
     assert sum(sizes.values()) <= int(limit.replace(",", "")), sizes
-=======
+
+
 def without_example(source):
     """Public functions and classes of a module whose docstring has no example that runs."""
     found = []
@@ -229,4 +223,3 @@ def _private():
 def test_a_missing_example_is_found(old, new, name):
     assert without_example(EXAMPLE) == []
     assert without_example(EXAMPLE.replace(old, new)) == [name]
->>>>>>> w-slimB
