@@ -32,11 +32,16 @@ from gan_ebm_utils.base import (
     at_least_float32,
     check_count,
     check_positive,
+    check_samples,
+    check_shape,
     dtype_of,
     evaluating,
     gradients,
     rand,
 )
+
+# Points (*batch, *event) to log target - log proposal density (*batch), up to a constant.
+LogRatio = Callable[[Tensor], Tensor]
 
 
 def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kernel:
@@ -49,7 +54,7 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
     Raises ValueError for a step size that is not positive or a negative temperature.
     """
     check_positive(step_size=step_size)
-    if not 0 <= temperature < float("inf"):
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
     scale = math.sqrt(step_size * temperature)
 
@@ -110,7 +115,7 @@ def mixture(*kernels: Kernel) -> Kernel:
     return Kernel(kernels[0].init, step, sum((kernel.networks for kernel in kernels), ()))
 
 
-def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> Kernel:
+def independence_mh(log_ratio: LogRatio, propose: Sample) -> Kernel:
     """Metropolis-Hastings with proposals that do not look at the state.
 
     With log_ratio r = log target - log proposal density, up to a constant, y is accepted with
@@ -118,20 +123,17 @@ def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> K
     its energy relative to the proposal. -inf stands for a point outside the target's support.
     """
 
-    def init(position: Tensor) -> State:
-        return _init_relative(log_ratio, position)
-
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
-        position = _propose(propose, tuple(state.position.shape), state.energy.ndim, generator)
-        proposal = State(position, _relative_energy(log_ratio, position), None)
+        y = _propose(propose, tuple(state.position.shape), state.energy.ndim, generator)
+        proposal = _relative(log_ratio, y)
         # A state outside the support is left at once.
         log_alpha = torch.where(state.energy.isinf(), 0.0, state.energy - proposal.energy)
         return _accept(state, proposal, log_alpha, generator)
 
-    return Kernel(init, step, (log_ratio,))
+    return Kernel(lambda position: _relative(log_ratio, _start(position)), step, (log_ratio,))
 
 
-def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: int) -> Kernel:
+def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
     """Iterated sampling importance resampling: choose among the state and fresh proposals.
 
     The next state is one of `n_candidates` points, the state and n_candidates - 1 proposals, drawn
@@ -141,34 +143,31 @@ def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: i
     n_fresh = n_candidates - 1
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
+        axis = state.energy.ndim  # of the candidates
         *lead, n_chains = state.energy.shape
         # All proposals of a replicate stand on one axis, as a network of stacked replicates asks.
-        axis = state.energy.ndim  # of the candidates
         shape = (*lead, n_chains * n_fresh, *state.position.shape[axis:])
-        fresh = _propose(propose, shape, axis, generator)
-        energy = _relative_energy(log_ratio, fresh).reshape(*lead, n_chains, n_fresh)
-        fresh = fresh.reshape(*energy.shape, *fresh.shape[axis:])
-        energies = torch.cat([state.energy[..., None], energy], dim=axis)
-        positions = torch.cat([state.position.unsqueeze(axis), fresh], dim=axis)
+        fresh = _relative(log_ratio, _propose(propose, shape, axis, generator))
+
+        def candidates(own: Tensor, proposed: Tensor) -> Tensor:
+            proposed = proposed.unflatten(axis - 1, (n_chains, n_fresh))
+            return torch.cat([own.unsqueeze(axis), proposed], dim=axis)
+
+        positions = candidates(state.position, fresh.position)
+        energies = candidates(state.energy, fresh.energy)
         # Where no candidate lies in the support all weights are nan; then each will do.
         weights = (-energies).softmax(dim=axis).nan_to_num(1.0)
-        chosen = torch.multinomial(
-            weights.reshape(-1, n_candidates), 1, generator=generator
-        ).reshape(*lead, n_chains, 1)
-        wide = chosen.reshape(*chosen.shape, *[1] * (positions.ndim - chosen.ndim))
-        index = wide.expand(*chosen.shape, *positions.shape[axis + 1 :])
-        moved = State(
-            positions.gather(axis, index).squeeze(axis),
-            energies.gather(axis, chosen).squeeze(axis),
-            None,
-        )
-        return moved, Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
+        chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=generator)
+        chosen = chosen.view_as(weights[..., :1])
+        position = positions.take_along_dim(_wide(chosen, positions), axis).squeeze(axis)
+        energy = energies.take_along_dim(chosen, axis).squeeze(axis)
+        return State(position, energy, None), Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
 
-    return Kernel(lambda position: _init_relative(log_ratio, position), step, (log_ratio,))
+    return Kernel(lambda position: _relative(log_ratio, _start(position)), step, (log_ratio,))
 
 
 def rejection_sample(
-    log_ratio: Callable[[Tensor], Tensor],
+    log_ratio: LogRatio,
     propose: Sample,
     n: int,
     log_bound: float,
@@ -191,7 +190,7 @@ def rejection_sample(
     while n_kept < n:
         with torch.no_grad(), evaluating(log_ratio):
             x = propose((batch_size,), generator)
-            r = -_relative_energy(log_ratio, x)
+            r = -_relative(log_ratio, x).energy
         n_tried += batch_size
         if exceeding := int((r > log_bound).sum()):
             raise ValueError(
@@ -203,8 +202,7 @@ def rejection_sample(
         n_kept += len(accepted)
         if n_kept < 1e-6 * n_tried - 10:
             raise RuntimeError(
-                f"{n_kept} of {n_tried} proposals were kept at log_bound = {log_bound:g}; "
-                "the proposal is too far from the target"
+                f"{n_kept} of {n_tried} proposals kept: the proposal is too far from the target"
             )
     return Refined(torch.cat(kept)[:n], None, n_kept / n_tried, Calls(n_tried, 0))
 
@@ -279,24 +277,26 @@ def run_chain(
     check_count(n_steps=n_steps, thin=thin)
     if thin > n_steps:
         raise ValueError(f"thin must be at most n_steps, got {thin} and {n_steps}: nothing is kept")
-    with evaluating(*kernel.networks):
-        state = start = _at_step(0, kernel.init, position)
-        n_kept = n_steps // thin
-        positions = state.position.new_empty(n_kept, *state.position.shape)
-        energies = state.energy.new_empty(n_kept, *state.energy.shape)
-        rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
-        for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
-            state, info = _at_step(step, kernel.step, state, generator)
-            rate += info.acceptance_rate
-            moved += info.is_accepted
-            if step % thin == 0:
-                positions[step // thin - 1] = state.position
-                energies[step // thin - 1] = state.energy
+    step, n_kept = 0, n_steps // thin
+    try:
+        with evaluating(*kernel.networks):
+            state = start = kernel.init(position)
+            positions = state.position.new_empty(n_kept, *state.position.shape)
+            energies = state.energy.new_empty(n_kept, *state.energy.shape)
+            rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
+            for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
+                state, info = kernel.step(state, generator)
+                rate += info.acceptance_rate
+                moved += info.is_accepted
+                if step % thin == 0:
+                    positions[step // thin - 1] = state.position
+                    energies[step // thin - 1] = state.energy
+    except FloatingPointError as error:
+        raise FloatingPointError(f"step {step}: {error}") from error
     # A step or two may be refused by chance, and training makes many such short runs.
     if n_steps >= 10 and torch.equal(state.position, start.position):
         warnings.warn(
-            f"all chains stand where they began, after {n_steps} steps: their law is that of the "
-            "start; lower the step size, or run longer",
+            f"all chains stand where they began, after {n_steps} steps: lower the step size",
             stacklevel=2,
         )
     return Chain(positions, energies, rate / n_steps, moved / n_steps)
@@ -372,33 +372,20 @@ def _squares(x: Tensor, batch: int) -> Tensor:
     return x.square().flatten(batch).sum(dim=batch)
 
 
-def _init(energy: Energy, position: Tensor) -> State:
-    _check_position(position)
-    if position.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"position is {position.dtype}, in which small steps are lost; give it, and the energy "
-            "its weights, in float32 or float64"
-        )
-    # A copy, so that no chain shares memory with what the caller holds.
-    with gradients():  # once for a chain, whose steps only switch them on
-        return _evaluate(energy, position.clone())
-
-
-def _init_relative(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> State:
-    _check_position(position)
-    return State(position.clone(), _relative_energy(log_ratio, position), None)
-
-
-def _check_position(position: Tensor) -> None:
+def _start(position: Tensor) -> Tensor:
+    """A copy, so that no chain shares memory with what the caller holds."""
+    check_shape(position=(position, "chains ..."))
+    check_samples(position=position)
     if position.requires_grad:
         raise ValueError("position requires a gradient; give position.detach()")
-    if position.ndim < 2 or not position.numel():
-        raise ValueError(
-            f"position must be (*batch, *event) with at least one chain, got "
-            f"{tuple(position.shape)}; a single chain in d dimensions is (1, d)"
-        )
-    if not position.isfinite().all():
-        raise ValueError("position holds values that are not finite")
+    return position.clone()
+
+
+def _init(energy: Energy, position: Tensor) -> State:
+    if position.dtype not in (torch.float32, torch.float64):  # small steps would be lost
+        raise ValueError(f"position is {position.dtype}; give it in float32 or float64")
+    with gradients():  # once for a chain, whose steps only switch them on
+        return _evaluate(energy, _start(position))
 
 
 def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
@@ -408,23 +395,19 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
         value = energy(x)
         _check_energy(value, position, "energy")
         if not value.requires_grad:
-            raise ValueError(
-                "the energy does not depend on the position in a way that autograd can follow; "
-                "compute it from its argument without detach or no_grad"
-            )
+            raise ValueError("give an energy that autograd can follow, without detach or no_grad")
         total = value.sum()
         (grad,) = torch.autograd.grad(total, x)
     value = at_least_float32(value.detach())
     # A sum is finite only if every term is; looking at each costs more and is rarely needed.
     if not math.isfinite(float(total.detach() + grad.sum())):
-        wall = (value == float("inf")) & walls
-        wide = wall.reshape(*wall.shape, *[1] * (grad.ndim - wall.ndim))
-        grad = torch.where(wide, 0.0, grad)
+        wall = (value == math.inf) & walls
+        grad = torch.where(_wide(wall, grad), 0.0, grad)
         finite = (value.isfinite() | wall) & grad.flatten(wall.ndim).isfinite().all(dim=wall.ndim)
         if bad := int((~finite).sum()):
             raise FloatingPointError(
-                f"the energy or its gradient is not finite in {bad} of {finite.numel()} chains; "
-                "lower the step size, confine the energy, or start inside the support"
+                f"energy or gradient are not finite in {bad} of {finite.numel()} chains; lower the "
+                "step size, confine the energy, or start inside the support"
             )
     return State(position, value, grad)
 
@@ -434,30 +417,28 @@ def _propose(
 ) -> Tensor:
     """Proposals of the given shape, whose first `n_batch` axes are asked for."""
     with torch.no_grad():
-        position = propose(shape[:n_batch], generator)
-    if tuple(position.shape) != shape:
+        x = propose(shape[:n_batch], generator)
+    if x.shape != shape:
         raise ValueError(
-            f"propose must return {shape} for the size {shape[:n_batch]}, a point for each chain, "
-            f"got {tuple(position.shape)}"
+            f"propose must return {shape} for the size {shape[:n_batch]}, got {tuple(x.shape)}"
         )
-    return position
+    return x
 
 
-def _relative_energy(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
+def _relative(log_ratio: LogRatio, position: Tensor) -> State:
+    """The state at `position` with the energy -r, relative to the proposal."""
     with torch.no_grad():
-        value = at_least_float32(log_ratio(position))
-    _check_energy(value, position, "log ratio")
-    if bad := int((value.isnan() | (value == float("inf"))).sum()):
+        energy = -at_least_float32(log_ratio(position))
+    _check_energy(energy, position, "log ratio")
+    if bad := int((energy.isnan() | (energy == -math.inf)).sum()):
         raise FloatingPointError(
-            f"the log ratio is nan or +inf in {bad} of {value.numel()} points; "
-            "calibrate it, or leave such points out of the proposal"
+            f"the log ratio is nan or +inf in {bad} of {energy.numel()} points; calibrate it"
         )
-    return -value
+    return State(position, energy, None)
 
 
 def _check_energy(value: Tensor, position: Tensor, name: str) -> None:
-    n = value.ndim
-    if not 1 <= n < position.ndim or value.shape != position.shape[:n]:
+    if not 0 < value.ndim < position.ndim or value.shape != position.shape[: value.ndim]:
         raise ValueError(
             f"the {name} must map points (*batch, *event) to (*batch), one number each; for "
             f"points {tuple(position.shape)} it returned {tuple(value.shape)}"
@@ -468,19 +449,14 @@ def _accept(
     state: State, proposal: State, log_alpha: Tensor, generator: torch.Generator
 ) -> tuple[State, Info]:
     accepted = log_uniform(log_alpha, generator) < log_alpha
-    wide = accepted.reshape(*accepted.shape, *[1] * (state.position.ndim - accepted.ndim))
-    wide = wide.expand_as(state.position).contiguous()  # `where` takes twice as long to broadcast
+    # `where` takes twice as long to broadcast.
+    wide = _wide(accepted, state.position).expand_as(state.position).contiguous()
+    position = torch.where(wide, proposal.position, state.position)
+    energy = torch.where(accepted, proposal.energy, state.energy)
     grad = None if state.grad is None else torch.where(wide, proposal.grad, state.grad)
-    moved = State(
-        torch.where(wide, proposal.position, state.position),
-        torch.where(accepted, proposal.energy, state.energy),
-        grad,
-    )
-    return moved, Info(log_alpha.clamp(max=0).exp(), accepted)
+    return State(position, energy, grad), Info(log_alpha.clamp(max=0).exp(), accepted)
 
 
-def _at_step(step: int, function: Callable, *arguments: object) -> object:
-    try:
-        return function(*arguments)
-    except FloatingPointError as error:
-        raise FloatingPointError(f"step {step}: {error}") from error
+def _wide(x: Tensor, like: Tensor) -> Tensor:
+    """`x` (*batch) with as many axes as `like` (*batch, *event)."""
+    return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))

@@ -395,9 +395,9 @@ def test_infinite_log_ratios():
     ("position", "message"),
     [
         (torch.zeros(10, 2, requires_grad=True), "give position.detach"),
-        (torch.zeros(2), r"a single chain in d dimensions is \(1, d\)"),
-        (torch.zeros(0, 2), "at least one chain"),
-        (torch.full((10, 2), math.nan), "not finite"),
+        (torch.zeros(2), r"position must be \(chains, \.\.\.\); got \(2,\)"),
+        (torch.zeros(0, 2), r"position is empty: shape \(0, 2\); give at least one"),
+        (torch.full((10, 2), math.nan), "position holds 20 values that are not finite"),
     ],
 )
 def test_a_bad_start(position, message):
@@ -674,7 +674,7 @@ def test_inference_mode_is_named(make):
 @pytest.mark.parametrize("make", [langevin, mala])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
 def test_positions_too_coarse_for_a_step(make, dtype):
-    with pytest.raises(ValueError, match=f"position is {dtype}.*in float32 or float64"):
+    with pytest.raises(ValueError, match=f"position is {dtype}; give it in float32 or float64"):
         run_chain(make(normal_energy, 0.1), torch.zeros(5, 2, dtype=dtype), 3, rng())
 
 
