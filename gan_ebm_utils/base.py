@@ -155,10 +155,8 @@ def default_device() -> torch.device:
         torch.Generator(device)
     # PyTorch raises AssertionError for CUDA in a build without it.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"GAN_EBM_DEVICE is {name!r}, which cannot be used here ({reason}); "
-            'set it to "cpu", "cuda" or "mps", or unset it'
+            f'GAN_EBM_DEVICE is {name!r}, which cannot be used here; give "cpu", "cuda" or "mps"'
         ) from error
     return device
 
@@ -221,16 +219,14 @@ def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
         yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _reached(*functions: object) -> list[nn.Module | Tensor]:
+def _reached(*functions: object) -> tuple[list[nn.Module], list[Tensor]]:
     """The networks and tensors that functions are, hold, close over or name, the nearest first."""
-    parts, known, found = list(functions), set(), []
+    parts, known = list(functions), set()
     for part in parts:  # which grows on the way
-        if id(part) in known:
+        if id(part) in known or isinstance(part, nn.Module | Tensor):
             continue
         known.add(id(part))
-        if isinstance(part, nn.Module | Tensor):
-            found.append(part)
-        elif isinstance(part, tuple | list):
+        if isinstance(part, tuple | list):
             parts += part
         elif isinstance(part, dict):
             parts += part.values()
@@ -245,7 +241,12 @@ def _reached(*functions: object) -> list[nn.Module | Tensor]:
             parts += [part.__globals__[n] for n in _names(part.__code__) if n in part.__globals__]
         elif callable(part) and not isinstance(part, type):
             parts += getattr(part, "__dict__", {}).values()
-    return found
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    return networks, [part for part in parts if isinstance(part, Tensor)]
+
+
+def _weights(networks: list[nn.Module]) -> Iterator[Tensor]:
+    return itertools.chain(*((*net.parameters(), *net.buffers()) for net in networks))
 
 
 @functools.lru_cache(maxsize=1000)
@@ -265,12 +266,8 @@ def dtype_of(*functions: object) -> torch.dtype | None:
     >>> dtype_of(nn.ReLU(), nn.Linear(2, 1).double())
     torch.float64
     """
-    for network in _reached(*functions):
-        if isinstance(network, nn.Module):
-            for weight in itertools.chain(network.parameters(), network.buffers()):
-                if weight.is_floating_point():
-                    return torch.promote_types(weight.dtype, torch.float32)
-    return None
+    types = (x.dtype for x in _weights(_reached(*functions)[0]) if x.is_floating_point())
+    return next((torch.promote_types(dtype, torch.float32) for dtype in types), None)
 
 
 def device_of(function: object) -> torch.device:
@@ -282,11 +279,8 @@ def device_of(function: object) -> torch.device:
     >>> device_of(nn.Linear(2, 1))
     device(type='cpu')
     """
-    reached = _reached(function)
-    networks = [part for part in reached if isinstance(part, nn.Module)]
-    weights = itertools.chain(*((*net.parameters(), *net.buffers()) for net in networks))
-    tensors = (part for part in reached if isinstance(part, Tensor))
-    first = next(itertools.chain(weights, tensors), None)
+    networks, tensors = _reached(function)
+    first = next(itertools.chain(_weights(networks), tensors), None)
     return default_device() if first is None else first.device
 
 
@@ -305,7 +299,7 @@ def evaluating(*functions: object) -> Iterator[None]:
     >>> network.training
     True
     """
-    networks = [part for part in _reached(*functions) if isinstance(part, nn.Module)]
+    networks, _ = _reached(*functions)
     training = [module for net in networks for module in net.modules() if module.training]
     try:
         for module in training:
@@ -324,8 +318,7 @@ def gradients() -> Iterator[None]:
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "this needs gradients, which torch.inference_mode() rules out; use torch.no_grad(), "
-            "inside which it works"
+            "this needs gradients, which torch.inference_mode() rules out; use torch.no_grad()"
         )
     with torch.enable_grad():
         yield
@@ -344,21 +337,18 @@ def count_calls(*networks: nn.Module) -> Iterator[Callable[[], Calls]]:
     >>> calls()
     Calls(forward=15, backward=0)
     """
-    rows = [0, 0]
+    forward, backward = [], []  # rows of each pass
 
-    def forward(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         n = math.prod(output.shape[:2])
-        rows[0] += n
+        forward.append(n)
         if output.requires_grad:
-            output.register_hook(lambda grad: backward(n))
-
-    def backward(n: int) -> None:
-        rows[1] += n
+            output.register_hook(lambda grad: backward.append(n))
 
     # A network that is given twice is one network.
-    handles = [network.register_forward_hook(forward) for network in dict.fromkeys(networks)]
+    handles = [network.register_forward_hook(count) for network in dict.fromkeys(networks)]
     try:
-        yield lambda: Calls(*rows)
+        yield lambda: Calls(sum(forward), sum(backward))
     finally:
         for handle in handles:
             handle.remove()
@@ -394,12 +384,10 @@ def check_positive(**numbers: float) -> None:
     ValueError: std must be positive, got 0
     """
     for name, number in numbers.items():
-        try:
-            good = bool(0 < number < float("inf"))
-        except (TypeError, ValueError, RuntimeError):  # a text; several numbers
-            good = False
-        if not good:
-            raise ValueError(f"{name} must be positive, got {number}")
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # a text; several numbers
+            if 0 < number < math.inf:
+                continue
+        raise ValueError(f"{name} must be positive, got {number}")
 
 
 def check_shape(**given: tuple[Tensor, str]) -> None:

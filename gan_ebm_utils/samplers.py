@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gan_ebm_utils.base import (
     Calls,
@@ -258,12 +257,7 @@ def annealed_log_partition(
 
 
 def run_chain(
-    kernel: Kernel,
-    position: Tensor,
-    n_steps: int,
-    generator: torch.Generator,
-    thin: int = 1,
-    progress: bool = False,
+    kernel: Kernel, position: Tensor, n_steps: int, generator: torch.Generator, thin: int = 1
 ) -> Chain:
     """Run `n_steps` steps from `position` (*batch, *event) and keep every `thin`-th state.
 
@@ -284,7 +278,7 @@ def run_chain(
             positions = state.position.new_empty(n_kept, *state.position.shape)
             energies = state.energy.new_empty(n_kept, *state.energy.shape)
             rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
-            for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
+            for step in range(1, n_steps + 1):
                 state, info = kernel.step(state, generator)
                 rate += info.acceptance_rate
                 moved += info.is_accepted

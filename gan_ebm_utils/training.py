@@ -85,14 +85,14 @@ def fit_discriminator(
     (torch.Size([50, 1]), True)
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
-    optimizer = _adam("discriminator", discriminator, learning_rate, (0.9, 0.99))
+    descend = _descent("discriminator", discriminator, learning_rate, (0.9, 0.99))
     losses = _record(n_steps, replicates, generator)
     for step in tqdm(range(n_steps), desc="discriminator"):
-        rate = learning_rate * (1 + math.cos(math.pi * step / n_steps)) / 2
+        share = (1 + math.cos(math.pi * step / n_steps)) / 2
         x, y = (draw((replicates, batch_size), generator) for draw in (real, fake))
         value = loss(discriminator(x), discriminator(y))
         total = _penalised(value, penalty, discriminator, x, y, generator)
-        _descend(optimizer, rate, total, step, "discriminator", real=x, generated=y)
+        descend(total, step, share, real=x, generated=y)
         losses[step] = value.detach()
     return losses
 
@@ -170,19 +170,19 @@ def train_gan(
     torch.Size([3, 5])
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
-    d_optimizer = _adam("discriminator", gan.discriminator, learning_rate, betas)
-    g_optimizer = _adam("generator", gan.generator, learning_rate, betas)
+    d_descend = _descent("discriminator", gan.discriminator, learning_rate, betas)
+    g_descend = _descent("generator", gan.generator, learning_rate, betas)
     if shared := len({*_weights(gan.discriminator)} & {*_weights(gan.generator)}):
         raise ValueError(f"generator and discriminator share {shared} weights; freeze these")
     size = (replicates, batch_size)
     history = History(*(_record(n_steps, replicates, generator) for _ in History._fields))
     for step in tqdm(range(n_steps), desc="GAN"):
-        rate = learning_rate * min(1.0, 2 * (1 - step / n_steps))
+        share = min(1.0, 2 * (1 - step / n_steps))
         for _ in range(d_steps):
             x, y = data(size, generator), _draws(gan)(size, generator)
             value = d_loss(gan.discriminator(x), gan.discriminator(y))
             total = _penalised(value, penalty, gan.discriminator, x, y, generator)
-            _descend(d_optimizer, rate, total, step, "discriminator", real=x, generated=y)
+            d_descend(total, step, share, real=x, generated=y)
         history.d_loss[step] = value.detach()
         # The generator's gradient passes through the discriminator, whose weights need none.
         with _frozen(gan.discriminator):
@@ -190,7 +190,7 @@ def train_gan(
             y = gan.generator(z)
             value = g_loss(gan.discriminator(x), gan.discriminator(y))
             total = _penalised(value, g_penalty, gan, z, y, generator)
-            _descend(g_optimizer, rate, total, step, "generator", generated=y)
+            g_descend(total, step, share, generated=y)
         history.g_loss[step] = value.detach()
         if callback is not None:
             callback(step, history)
@@ -237,7 +237,7 @@ def train_ebm(
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
-    optimizer = _adam("energy", energy, learning_rate, betas)
+    descend = _descent("energy", energy, learning_rate, betas)
     history = EbmHistory(*(_record(n_steps, replicates, generator) for _ in EbmHistory._fields))
     for step in tqdm(range(n_steps), desc="EBM"):
         x = data((replicates, batch_size), generator)
@@ -251,8 +251,8 @@ def train_ebm(
         if alpha:
             total = total + alpha * (real.square().mean(dim=1) + fake.square().mean(dim=1))
         total = _penalised(total, penalty, energy, x, y, generator)
-        rate = learning_rate * min(1.0, 2 * (1 - step / n_steps))
-        _descend(optimizer, rate, total, step, "energy", real=x, negative=y)
+        share = min(1.0, 2 * (1 - step / n_steps))
+        descend(total, step, share, real=x, negative=y)
         history.real[step], history.fake[step] = mean_real.detach(), mean_fake.detach()
         if callback is not None:
             callback(step, history)
@@ -350,37 +350,32 @@ def _frozen(network: nn.Module) -> Iterator[None]:
             weight.requires_grad_(True)
 
 
-def _adam(
+def _penalised(loss: Tensor, penalty: Callable[..., Tensor] | None, *arguments: object) -> Tensor:
+    return loss if penalty is None else loss + penalty(*arguments)
+
+
+def _descent(
     name: str, network: nn.Module, learning_rate: float, betas: tuple[float, float]
-) -> torch.optim.Adam:
+) -> Callable[..., None]:
+    """A function that takes a step of Adam down losses (R,), which keeps the replicates apart."""
     check_positive(learning_rate=learning_rate)
     if not (weights := _weights(network)):
         raise ValueError(
             f"the {name} has no weight that requires a gradient; call its requires_grad_(True)"
         )
-    return torch.optim.Adam(weights, lr=learning_rate, betas=betas, fused=True)
+    optimizer = torch.optim.Adam(weights, betas=betas, fused=True)
 
+    def descend(losses: Tensor, step: int, share: float, **batches: Tensor) -> None:
+        """With a `share` of the learning rate; `batches` are what may hold the reason of a nan."""
+        if not losses.isfinite().all():
+            check_samples(**{f"the {kind} batch of step {step}": x for kind, x in batches.items()})
+            raise RuntimeError(
+                f"the {name}'s loss is not finite at step {step}: {losses.tolist()}; lower the "
+                "learning rate or the step size of chains, add a penalty, or confine the energy"
+            )
+        optimizer.param_groups[0]["lr"] = learning_rate * share
+        optimizer.zero_grad()
+        losses.sum().backward()
+        optimizer.step()
 
-def _penalised(loss: Tensor, penalty: Callable[..., Tensor] | None, *arguments: object) -> Tensor:
-    return loss if penalty is None else loss + penalty(*arguments)
-
-
-def _descend(
-    optimizer: torch.optim.Adam,
-    rate: float,
-    total: Tensor,
-    step: int,
-    name: str,
-    **samples: Tensor,
-) -> None:
-    """One step down the losses `total` (R,) of the network `name`, each replicate on its own."""
-    if not total.isfinite().all():
-        check_samples(**{f"the {kind} batch of step {step}": x for kind, x in samples.items()})
-        raise RuntimeError(
-            f"the {name}'s loss is not finite at step {step}: {total.tolist()}; lower the learning "
-            "rate or the step size of chains, add a penalty, or confine the energy"
-        )
-    optimizer.param_groups[0]["lr"] = rate
-    optimizer.zero_grad()
-    total.sum().backward()
-    optimizer.step()
+    return descend
