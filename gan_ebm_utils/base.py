@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType
@@ -252,9 +252,9 @@ def _weights(networks: list[nn.Module]) -> Iterator[Tensor]:
 @functools.lru_cache(maxsize=1000)
 def _names(code: CodeType) -> tuple[str, ...]:
     """The global names that a function's code reads, those of functions inside it included."""
-    own = [step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return tuple(dict.fromkeys(itertools.chain(own, *inner)))
+    own = (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return sum(inner, tuple(own))
 
 
 def dtype_of(*functions: object) -> torch.dtype | None:
@@ -285,7 +285,27 @@ def device_of(function: object) -> torch.device:
 
 
 @contextlib.contextmanager
-def evaluating(*functions: object) -> Iterator[None]:
+def switched_off(attribute: str, parts: Iterable[object]) -> Iterator[None]:
+    """The `attribute` of all `parts` is False inside the block, and as it was after it.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> with switched_off("requires_grad", layer.parameters()):
+    ...     layer.weight.requires_grad
+    False
+    >>> layer.weight.requires_grad
+    True
+    """
+    on = [part for part in parts if getattr(part, attribute)]
+    try:
+        for part in on:
+            setattr(part, attribute, False)
+        yield
+    finally:
+        for part in on:
+            setattr(part, attribute, True)
+
+
+def evaluating(*functions: object) -> contextlib.AbstractContextManager[None]:
     """The networks that functions reach in evaluation mode inside the block, as they were after it.
 
     In training mode batch normalisation couples the samples of a batch and forgets what it learnt,
@@ -300,14 +320,7 @@ def evaluating(*functions: object) -> Iterator[None]:
     True
     """
     networks, _ = _reached(*functions)
-    training = [module for net in networks for module in net.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    return switched_off("training", [module for net in networks for module in net.modules()])
 
 
 @contextlib.contextmanager
@@ -317,9 +330,7 @@ def gradients() -> Iterator[None]:
     Raises RuntimeError within `torch.inference_mode`, whose tensors can never have one.
     """
     if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "this needs gradients, which torch.inference_mode() rules out; use torch.no_grad()"
-        )
+        raise RuntimeError("torch.inference_mode() rules out gradients; use torch.no_grad()")
     with torch.enable_grad():
         yield
 
@@ -345,13 +356,10 @@ def count_calls(*networks: nn.Module) -> Iterator[Callable[[], Calls]]:
         if output.requires_grad:
             output.register_hook(lambda grad: backward.append(n))
 
-    # A network that is given twice is one network.
-    handles = [network.register_forward_hook(count) for network in dict.fromkeys(networks)]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for network in dict.fromkeys(networks):  # one that is given twice is one network
+            hooks.enter_context(network.register_forward_hook(count))
         yield lambda: Calls(sum(forward), sum(backward))
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_samples(**samples: Tensor) -> None:
@@ -415,8 +423,7 @@ def check_shape(**given: tuple[Tensor, str]) -> None:
 
 def is_count(number: object, least: int = 1) -> bool:
     """Whether `number` is a whole number of at least `least`; a truth value is none."""
-    whole = isinstance(number, Integral) and not isinstance(number, bool)
-    return whole and number >= least
+    return isinstance(number, Integral) and not isinstance(number, bool) and number >= least
 
 
 def check_count(least: int = 1, /, **counts: int) -> None:

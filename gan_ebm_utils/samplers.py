@@ -41,6 +41,8 @@ from gan_ebm_utils.base import (
 
 # Points (*batch, *event) to log target - log proposal density (*batch), up to a constant.
 LogRatio = Callable[[Tensor], Tensor]
+# Proposals that `rejection_sample` draws at once.
+_BATCH = 10_000
 
 
 def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kernel:
@@ -51,6 +53,11 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
     (Welling and Teh 2011, with the full gradient).
 
     Raises ValueError for a step size that is not positive or a negative temperature.
+
+    >>> energy = lambda x: x.square().sum(dim=-1) / 2
+    >>> descent, g = langevin(energy, 1.0, temperature=0.0), torch.Generator().manual_seed(0)
+    >>> run_chain(descent, torch.ones(1, 1), 3, g).positions.flatten()
+    tensor([0.5000, 0.2500, 0.1250])
     """
     check_positive(step_size=step_size)
     if not 0 <= temperature < math.inf:
@@ -58,10 +65,9 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
     scale = math.sqrt(step_size * temperature)
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
-        noise = _noise(state.position, generator)
         # One pass over memory each; the new tensor is the kernel's own.
         position = torch.add(state.position, state.grad, alpha=-step_size / 2)
-        position.add_(noise, alpha=scale)
+        position.add_(_noise(position, generator), alpha=scale)
         always = torch.ones_like(state.energy)
         return _evaluate(energy, position), Info(always, always.bool())
 
@@ -76,6 +82,11 @@ def mala(energy: Energy, step_size: float) -> Kernel:
     rejected state stays, with its energy and gradient (Roberts and Tweedie 1996).
 
     An energy of +inf is a point outside the support, which is never entered.
+
+    >>> energy, g = lambda x: x.square().sum(dim=-1) / 2, torch.Generator().manual_seed(0)
+    >>> ends = run_chain(mala(energy, 1.0), torch.zeros(9000, 1), 20, g).positions[-1]
+    >>> bool(abs(ends.var() - 1) < 0.06)  # N(0, 1), to four standard errors
+    True
     """
     check_positive(step_size=step_size)
 
@@ -101,6 +112,12 @@ def mixture(*kernels: Kernel) -> Kernel:
     kernels must take each other's states.
 
     Raises ValueError without a kernel.
+
+    >>> energy, g = lambda x: x.square().sum(dim=-1) / 2, torch.Generator().manual_seed(0)
+    >>> kernel = mixture(mala(energy, 0.1), mala(energy, 2.0))
+    >>> ends = run_chain(kernel, torch.zeros(9000, 1), 60, g).positions[-1]
+    >>> bool(abs(ends.var() - 1) < 0.06)  # N(0, 1), to four standard errors
+    True
     """
     if not kernels:
         raise ValueError("give at least one kernel")
@@ -120,10 +137,17 @@ def independence_mh(log_ratio: LogRatio, propose: Sample) -> Kernel:
     With log_ratio r = log target - log proposal density, up to a constant, y is accepted with
     probability min(1, e^{r(y) - r(x)}) (Hastings 1970). The energy of a state is -r:
     its energy relative to the proposal. -inf stands for a point outside the target's support.
+
+    >>> wide = lambda size, g: 2 * torch.randn(*size, 1, generator=g)  # N(0, 4)
+    >>> log_ratio = lambda x: -3 / 8 * x.square().sum(dim=-1)  # of N(0, 1)
+    >>> g, kernel = torch.Generator().manual_seed(0), independence_mh(log_ratio, wide)
+    >>> ends = run_chain(kernel, torch.zeros(9000, 1), 20, g).positions[-1]
+    >>> bool(abs(ends.var() - 1) < 0.06)  # to four standard errors
+    True
     """
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
-        y = _propose(propose, tuple(state.position.shape), state.energy.ndim, generator)
+        y = _propose(propose, tuple(state.energy.shape), state, generator)
         proposal = _relative(log_ratio, y)
         # A state outside the support is left at once.
         log_alpha = torch.where(state.energy.isinf(), 0.0, state.energy - proposal.energy)
@@ -137,6 +161,13 @@ def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
 
     The next state is one of `n_candidates` points, the state and n_candidates - 1 proposals, drawn
     with weights e^{r}. The target is invariant for every n_candidates >= 2 (Andrieu et al. 2018).
+
+    >>> wide = lambda size, g: 2 * torch.randn(*size, 1, generator=g)  # N(0, 4)
+    >>> log_ratio = lambda x: -3 / 8 * x.square().sum(dim=-1)  # of N(0, 1)
+    >>> g, kernel = torch.Generator().manual_seed(0), isir(log_ratio, wide, 4)
+    >>> ends = run_chain(kernel, torch.zeros(9000, 1), 10, g).positions[-1]
+    >>> bool(abs(ends.var() - 1) < 0.06)  # to four standard errors
+    True
     """
     check_count(2, n_candidates=n_candidates)  # the state and one proposal
     n_fresh = n_candidates - 1
@@ -145,12 +176,11 @@ def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
         axis = state.energy.ndim  # of the candidates
         *lead, n_chains = state.energy.shape
         # All proposals of a replicate stand on one axis, as a network of stacked replicates asks.
-        shape = (*lead, n_chains * n_fresh, *state.position.shape[axis:])
-        fresh = _relative(log_ratio, _propose(propose, shape, axis, generator))
+        y = _propose(propose, (*lead, n_chains * n_fresh), state, generator)
+        fresh = _relative(log_ratio, y)
 
-        def candidates(own: Tensor, proposed: Tensor) -> Tensor:
-            proposed = proposed.unflatten(axis - 1, (n_chains, n_fresh))
-            return torch.cat([own.unsqueeze(axis), proposed], dim=axis)
+        def candidates(own: Tensor, new: Tensor) -> Tensor:
+            return torch.cat([own.unsqueeze(axis), new.unflatten(axis - 1, (-1, n_fresh))], axis)
 
         positions = candidates(state.position, fresh.position)
         energies = candidates(state.energy, fresh.energy)
@@ -166,12 +196,7 @@ def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
 
 
 def rejection_sample(
-    log_ratio: LogRatio,
-    propose: Sample,
-    n: int,
-    log_bound: float,
-    generator: torch.Generator,
-    batch_size: int = 10_000,
+    log_ratio: LogRatio, propose: Sample, n: int, log_bound: float, generator: torch.Generator
 ) -> Refined:
     """n exact samples of the target: keep a proposal x with probability e^{r(x) - log M}.
 
@@ -181,28 +206,32 @@ def rejection_sample(
     Raises ValueError, with the count and the largest excess, if a log ratio exceeds the bound: what
     was kept until then has the wrong law. Raises RuntimeError if fewer than one proposal in a
     million is kept.
+
+    >>> wide = lambda size, g: 2 * torch.randn(*size, 1, generator=g)  # N(0, 4)
+    >>> log_ratio = lambda x: -3 / 8 * x.square().sum(dim=-1)  # of N(0, 1), at most 0
+    >>> done = rejection_sample(log_ratio, wide, 9000, 0.0, torch.Generator().manual_seed(0))
+    >>> abs(done.acceptance_rate - 1 / 2) < 0.02  # one proposal in M = 2
+    True
     """
-    check_count(n=n, batch_size=batch_size)
+    check_count(n=n)
     if not math.isfinite(log_bound):
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     kept, n_kept, n_tried = [], 0, 0
     while n_kept < n:
         with torch.no_grad(), evaluating(log_ratio):
-            x = propose((batch_size,), generator)
+            x = propose((_BATCH,), generator)
             r = -_relative(log_ratio, x).energy
-        n_tried += batch_size
+        n_tried += _BATCH
         if exceeding := int((r > log_bound).sum()):
             raise ValueError(
-                f"{exceeding} of {batch_size} log ratios exceed log_bound = {log_bound:g}, the "
+                f"{exceeding} of {_BATCH} log ratios exceed log_bound = {log_bound:g}, the "
                 f"largest is {float(r.max()):g}; give a bound that holds everywhere"
             )
         accepted = x[log_uniform(r, generator) < r - log_bound]
         kept.append(accepted)
         n_kept += len(accepted)
         if n_kept < 1e-6 * n_tried - 10:
-            raise RuntimeError(
-                f"{n_kept} of {n_tried} proposals kept: the proposal is too far from the target"
-            )
+            raise RuntimeError(f"{n_kept} of {n_tried} kept: propose is too far from the target")
     return Refined(torch.cat(kept)[:n], None, n_kept / n_tried, Calls(n_tried, 0))
 
 
@@ -231,6 +260,12 @@ def annealed_log_partition(
     is itself too low if no chain found a heavy region.
 
     Raises ValueError for counts below 1, fewer than 2 chains, or a start without a density.
+
+    >>> from gan_ebm_utils.datasets import gaussian
+    >>> energy, g = lambda x: x.square().sum(dim=-1) / 2, torch.Generator().manual_seed(0)
+    >>> log_z = annealed_log_partition(energy, gaussian([0.0], std=2.0), 20, 0.5, g)
+    >>> abs(float(log_z.value) - math.log(2 * math.pi) / 2) < 4 * float(log_z.standard_error)
+    True
     """
     check_count(n_levels=n_levels, replicates=replicates)
     check_count(2, n_chains=n_chains)  # for a standard error
@@ -267,6 +302,11 @@ def run_chain(
     gradient; FloatingPointError, with the step and the number of chains, where an energy is nan;
     RuntimeError for a kernel with gradients within `torch.inference_mode`. Warns if all chains end
     where they began.
+
+    >>> kernel = langevin(lambda x: x.square().sum(dim=-1) / 2, 0.1)
+    >>> g = torch.Generator().manual_seed(0)
+    >>> run_chain(kernel, torch.zeros(5, 2), n_steps=100, generator=g, thin=10).positions.shape
+    torch.Size([10, 5, 2])
     """
     check_count(n_steps=n_steps, thin=thin)
     if thin > n_steps:
@@ -303,6 +343,14 @@ class ReplayBuffer:
     returns some of them, each replaced by a fresh one with probability `fresh_share`; `store` puts
     them back after the chain has moved them (Tieleman 2008; Du and Mordatch 2019,
     arXiv:1903.08689).
+
+    >>> noise = lambda size, g: torch.randn(*size, 2, generator=g)
+    >>> g = torch.Generator().manual_seed(0)
+    >>> buffer = ReplayBuffer(noise, 100, g, fresh_share=0.0)
+    >>> x = buffer.draw(20, g)
+    >>> buffer.store(x + 50)
+    >>> int((buffer.positions > 25).all(dim=2).sum())
+    20
     """
 
     def __init__(
@@ -327,8 +375,7 @@ class ReplayBuffer:
         check_count(n=n)
         if n > capacity:
             raise ValueError(f"n must be at most the capacity {capacity}, got {n}")
-        order = torch.randperm(capacity, generator=generator, device=self.positions.device)
-        self._drawn = order[:n]
+        self._drawn = torch.randperm(capacity, generator=generator, device=generator.device)[:n]
         positions = self.positions[:, self._drawn]  # indexing copies
         renewed = rand(replicates, n, generator=generator) < self.fresh_share
         if n_renewed := int(renewed.sum()):
@@ -351,6 +398,10 @@ def log_uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
     In half precision u is 0 once in some hundred draws, in float32 once in 17 million, and its
     logarithm lies below every other number; so u is at least half the smallest step between draws.
+
+    >>> draws = log_uniform(torch.zeros(9000).bfloat16(), torch.Generator().manual_seed(0))
+    >>> draws.dtype, bool(abs(draws.mean() + 1) < 0.05)  # the mean of log u is -1
+    (torch.float32, True)
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     uniform = torch.rand(like.shape, generator=generator, device=like.device, dtype=dtype)
@@ -406,16 +457,12 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
     return State(position, value, grad)
 
 
-def _propose(
-    propose: Sample, shape: tuple[int, ...], n_batch: int, generator: torch.Generator
-) -> Tensor:
-    """Proposals of the given shape, whose first `n_batch` axes are asked for."""
+def _propose(propose: Sample, size: tuple, state: State, generator: torch.Generator) -> Tensor:
+    """Proposals (*size, *event) of the event of `state`."""
     with torch.no_grad():
-        x = propose(shape[:n_batch], generator)
-    if x.shape != shape:
-        raise ValueError(
-            f"propose must return {shape} for the size {shape[:n_batch]}, got {tuple(x.shape)}"
-        )
+        x = propose(size, generator)
+    if x.shape != (shape := (*size, *state.position.shape[state.energy.ndim :])):
+        raise ValueError(f"propose must return {shape} for the size {size}, got {tuple(x.shape)}")
     return x
 
 
@@ -434,8 +481,8 @@ def _relative(log_ratio: LogRatio, position: Tensor) -> State:
 def _check_energy(value: Tensor, position: Tensor, name: str) -> None:
     if not 0 < value.ndim < position.ndim or value.shape != position.shape[: value.ndim]:
         raise ValueError(
-            f"the {name} must map points (*batch, *event) to (*batch), one number each; for "
-            f"points {tuple(position.shape)} it returned {tuple(value.shape)}"
+            f"the {name} of points {tuple(position.shape)} must be one number each, "
+            f"it returned {tuple(value.shape)}"
         )
 
 

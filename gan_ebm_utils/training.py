@@ -6,10 +6,9 @@ or what `datasets.minibatches` returns.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from gan_ebm_utils.base import (
     check_samples,
     evaluating,
     gradients,
+    switched_off,
 )
 from gan_ebm_utils.losses import gan_d_loss
 from gan_ebm_utils.samplers import ReplayBuffer, run_chain
@@ -85,15 +85,13 @@ def fit_discriminator(
     (torch.Size([50, 1]), True)
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
-    descend = _descent("discriminator", discriminator, learning_rate, (0.9, 0.99))
+    descend = _descent("discriminator", discriminator, learning_rate, (0.9, 0.99), penalty)
     losses = _record(n_steps, replicates, generator)
     for step in tqdm(range(n_steps), desc="discriminator"):
         share = (1 + math.cos(math.pi * step / n_steps)) / 2
         x, y = (draw((replicates, batch_size), generator) for draw in (real, fake))
         value = loss(discriminator(x), discriminator(y))
-        total = _penalised(value, penalty, discriminator, x, y, generator)
-        descend(total, step, share, real=x, generated=y)
-        losses[step] = value.detach()
+        losses[step] = descend(value, step, share, discriminator, x, y, generator)
     return losses
 
 
@@ -170,8 +168,8 @@ def train_gan(
     torch.Size([3, 5])
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
-    d_descend = _descent("discriminator", gan.discriminator, learning_rate, betas)
-    g_descend = _descent("generator", gan.generator, learning_rate, betas)
+    d_descend = _descent("discriminator", gan.discriminator, learning_rate, betas, penalty)
+    g_descend = _descent("generator", gan.generator, learning_rate, betas, g_penalty)
     if shared := len({*_weights(gan.discriminator)} & {*_weights(gan.generator)}):
         raise ValueError(f"generator and discriminator share {shared} weights; freeze these")
     size = (replicates, batch_size)
@@ -181,17 +179,13 @@ def train_gan(
         for _ in range(d_steps):
             x, y = data(size, generator), _draws(gan)(size, generator)
             value = d_loss(gan.discriminator(x), gan.discriminator(y))
-            total = _penalised(value, penalty, gan.discriminator, x, y, generator)
-            d_descend(total, step, share, real=x, generated=y)
-        history.d_loss[step] = value.detach()
+            history.d_loss[step] = d_descend(value, step, share, gan.discriminator, x, y, generator)
         # The generator's gradient passes through the discriminator, whose weights need none.
-        with _frozen(gan.discriminator):
+        with switched_off("requires_grad", gan.discriminator.parameters()):
             z = gan.prior(size, generator)
             y = gan.generator(z)
             value = g_loss(gan.discriminator(x), gan.discriminator(y))
-            total = _penalised(value, g_penalty, gan, z, y, generator)
-            g_descend(total, step, share, generated=y)
-        history.g_loss[step] = value.detach()
+            history.g_loss[step] = g_descend(value, step, share, gan, z, y, generator)
         if callback is not None:
             callback(step, history)
     return history
@@ -224,8 +218,9 @@ def train_ebm(
     `callback(step, history)` is called after each step. While negatives are drawn the energy is in
     evaluation mode.
 
-    Raises ValueError for counts below 1, a frozen energy, a negative alpha or negatives of another
-    shape than the data, RuntimeError with the step if an energy stops being finite.
+    Raises ValueError for counts below 1, a frozen energy, a negative alpha, samples that are not
+    finite or negatives of another shape than the data, RuntimeError with the step if the loss
+    stops being finite.
 
     >>> from gan_ebm_utils import datasets, networks, samplers
     >>> g = torch.Generator().manual_seed(0)
@@ -237,7 +232,7 @@ def train_ebm(
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
-    descend = _descent("energy", energy, learning_rate, betas)
+    descend = _descent("energy", energy, learning_rate, betas, penalty)
     history = EbmHistory(*(_record(n_steps, replicates, generator) for _ in EbmHistory._fields))
     for step in tqdm(range(n_steps), desc="EBM"):
         x = data((replicates, batch_size), generator)
@@ -250,9 +245,8 @@ def train_ebm(
         total = mean_real - mean_fake
         if alpha:
             total = total + alpha * (real.square().mean(dim=1) + fake.square().mean(dim=1))
-        total = _penalised(total, penalty, energy, x, y, generator)
         share = min(1.0, 2 * (1 - step / n_steps))
-        descend(total, step, share, real=x, negative=y)
+        descend(total, step, share, energy, x, y, generator)
         history.real[step], history.fake[step] = mean_real.detach(), mean_fake.detach()
         if callback is not None:
             callback(step, history)
@@ -337,45 +331,30 @@ def _weights(network: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in network.parameters() if weight.requires_grad]
 
 
-@contextlib.contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """Inside the block no weight of `network` requires a gradient; afterwards those that did."""
-    weights = _weights(network)
-    try:
-        for weight in weights:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
-
-
-def _penalised(loss: Tensor, penalty: Callable[..., Tensor] | None, *arguments: object) -> Tensor:
-    return loss if penalty is None else loss + penalty(*arguments)
-
-
 def _descent(
-    name: str, network: nn.Module, learning_rate: float, betas: tuple[float, float]
-) -> Callable[..., None]:
-    """A function that takes a step of Adam down losses (R,), which keeps the replicates apart."""
-    check_positive(learning_rate=learning_rate)
+    name: str, network: nn.Module, rate: float, betas: tuple[float, float], penalty: Callable | None
+) -> Callable[..., Tensor]:
+    """A function that takes one step of Adam down losses (R,) plus their penalty."""
+    check_positive(learning_rate=rate)
     if not (weights := _weights(network)):
-        raise ValueError(
-            f"the {name} has no weight that requires a gradient; call its requires_grad_(True)"
-        )
+        raise ValueError(f"the {name} has no weight to train; call its requires_grad_(True)")
     optimizer = torch.optim.Adam(weights, betas=betas, fused=True)
 
-    def descend(losses: Tensor, step: int, share: float, **batches: Tensor) -> None:
-        """With a `share` of the learning rate; `batches` are what may hold the reason of a nan."""
-        if not losses.isfinite().all():
-            check_samples(**{f"the {kind} batch of step {step}": x for kind, x in batches.items()})
+    def descend(losses: Tensor, step: int, share: float, *arguments: object) -> Tensor:
+        """At a `share` of the rate, with the penalty's arguments; returns the losses without it."""
+        total = losses if penalty is None else losses + penalty(*arguments)
+        if not total.isfinite().all():
+            _, x, y, _ = arguments  # for a generator latents, which are finite, and its samples
+            for kind, batch in (("real", x), ("generated", y)):
+                check_samples(**{f"the {kind} batch of step {step}": batch})
             raise RuntimeError(
-                f"the {name}'s loss is not finite at step {step}: {losses.tolist()}; lower the "
+                f"the {name}'s loss is not finite at step {step}: {total.tolist()}; lower the "
                 "learning rate or the step size of chains, add a penalty, or confine the energy"
             )
-        optimizer.param_groups[0]["lr"] = learning_rate * share
+        optimizer.param_groups[0]["lr"] = rate * share
         optimizer.zero_grad()
-        losses.sum().backward()
+        total.sum().backward()
         optimizer.step()
+        return losses.detach()
 
     return descend

@@ -292,6 +292,14 @@ def test_data_that_are_not_finite_are_named_with_their_step():
     logit = mlp(2, (4,), generator=rng())
     with pytest.raises(ValueError, match="the real batch of step 3 holds .* not finite"):
         fit_discriminator(logit, data, Q.sample, losses.gan_d_loss, 9, rng())
+    calls.clear()
+    with pytest.raises(ValueError, match="the real batch of step 3 holds .* not finite"):
+        train_ebm(
+            Quadratic(1), data, lambda x, generator: Q.sample(x.shape[:2], generator), 9, rng()
+        )
+    bad = lambda x, generator: x / 0  # noqa: E731
+    with pytest.raises(ValueError, match="the generated batch of step 0 holds .* not finite"):
+        train_ebm(Quadratic(1), Q.sample, bad, 9, rng())
 
 
 def test_a_loss_that_diverges_is_named_with_its_step():
@@ -742,7 +750,7 @@ def test_a_frozen_network_is_named():
         ("discriminator", TRAININGS["game"]),
         ("energy", TRAININGS["energy"]),
     ):
-        with pytest.raises(ValueError, match=f"the {name} has no weight that requires a gradient"):
+        with pytest.raises(ValueError, match=f"the {name} has no weight to train"):
             train(frozen)
     gan = small_gan(1)
     gan.generator.requires_grad_(False)
