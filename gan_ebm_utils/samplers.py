@@ -170,17 +170,16 @@ def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
     True
     """
     check_count(2, n_candidates=n_candidates)  # the state and one proposal
-    n_fresh = n_candidates - 1
+    n_new = n_candidates - 1
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
         axis = state.energy.ndim  # of the candidates
         *lead, n_chains = state.energy.shape
         # All proposals of a replicate stand on one axis, as a network of stacked replicates asks.
-        y = _propose(propose, (*lead, n_chains * n_fresh), state, generator)
-        fresh = _relative(log_ratio, y)
+        fresh = _relative(log_ratio, _propose(propose, (*lead, n_chains * n_new), state, generator))
 
         def candidates(own: Tensor, new: Tensor) -> Tensor:
-            return torch.cat([own.unsqueeze(axis), new.unflatten(axis - 1, (-1, n_fresh))], axis)
+            return torch.cat([own.unsqueeze(axis), new.unflatten(axis - 1, (-1, n_new))], axis)
 
         positions = candidates(state.position, fresh.position)
         energies = candidates(state.energy, fresh.energy)
@@ -188,8 +187,9 @@ def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
         weights = (-energies).softmax(dim=axis).nan_to_num(1.0)
         chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=generator)
         chosen = chosen.view_as(weights[..., :1])
-        position = positions.take_along_dim(_wide(chosen, positions), axis).squeeze(axis)
-        energy = energies.take_along_dim(chosen, axis).squeeze(axis)
+        index = _wide(chosen, positions).expand_as(state.position.unsqueeze(axis))
+        position = positions.gather(axis, index).squeeze(axis)
+        energy = energies.gather(axis, chosen).squeeze(axis)
         return State(position, energy, None), Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
 
     return Kernel(lambda position: _relative(log_ratio, _start(position)), step, (log_ratio,))
@@ -227,9 +227,8 @@ def rejection_sample(
                 f"{exceeding} of {_BATCH} log ratios exceed log_bound = {log_bound:g}, the "
                 f"largest is {float(r.max()):g}; give a bound that holds everywhere"
             )
-        accepted = x[log_uniform(r, generator) < r - log_bound]
-        kept.append(accepted)
-        n_kept += len(accepted)
+        kept.append(x[log_uniform(r, generator) < r - log_bound])
+        n_kept += len(kept[-1])
         if n_kept < 1e-6 * n_tried - 10:
             raise RuntimeError(f"{n_kept} of {n_tried} kept: propose is too far from the target")
     return Refined(torch.cat(kept)[:n], None, n_kept / n_tried, Calls(n_tried, 0))
@@ -427,10 +426,11 @@ def _start(position: Tensor) -> Tensor:
 
 
 def _init(energy: Energy, position: Tensor) -> State:
+    position = _start(position)
     if position.dtype not in (torch.float32, torch.float64):  # small steps would be lost
         raise ValueError(f"position is {position.dtype}; give it in float32 or float64")
     with gradients():  # once for a chain, whose steps only switch them on
-        return _evaluate(energy, _start(position))
+        return _evaluate(energy, position)
 
 
 def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
@@ -451,8 +451,8 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
         finite = (value.isfinite() | wall) & grad.flatten(wall.ndim).isfinite().all(dim=wall.ndim)
         if bad := int((~finite).sum()):
             raise FloatingPointError(
-                f"energy or gradient are not finite in {bad} of {finite.numel()} chains; lower the "
-                "step size, confine the energy, or start inside the support"
+                f"the energy or its gradient is not finite in {bad} of {finite.numel()} chains; "
+                "lower the step size, confine the energy, or start inside the support"
             )
     return State(position, value, grad)
 
@@ -467,7 +467,7 @@ def _propose(propose: Sample, size: tuple, state: State, generator: torch.Genera
 
 
 def _relative(log_ratio: LogRatio, position: Tensor) -> State:
-    """The state at `position` with the energy -r, relative to the proposal."""
+    """The state at `position`, whose energy is -r."""
     with torch.no_grad():
         energy = -at_least_float32(log_ratio(position))
     _check_energy(energy, position, "log ratio")

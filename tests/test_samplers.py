@@ -406,6 +406,12 @@ def test_a_bad_start(position, message):
             run_chain(kernel, position, 3, rng())
 
 
+def test_a_start_is_a_tensor():
+    for kernel in (mala(normal_energy, 0.1), isir(well_ratio, wide, 3)):
+        with pytest.raises(TypeError, match="position must be a tensor of real numbers"):
+            run_chain(kernel, torch.zeros(10, 1).numpy(), 3, rng())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
