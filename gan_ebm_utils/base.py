@@ -9,17 +9,16 @@ import functools
 import itertools
 import math
 import os
-import platform
 import re
 import shutil
 import tempfile
-import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +27,11 @@ from torch import Tensor, nn
 Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
 # Points (*batch, *event) to energies (*batch), in nats; low is likely.
 Energy = Callable[[Tensor], Tensor]
+# A part of the plane: left, right, bottom, top.
+Box = tuple[float, float, float, float]
 
 # Distances held in memory at once (32 MB in float64).
 _CHUNK = 2**22
-# Seconds without a change after which a file in the making counts as given up.
-_GIVEN_UP = 24 * 3600
-# Codes of the errors that a folder gives which takes no files.
-_CANNOT_WRITE = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-}
 
 
 class Distribution(NamedTuple):
@@ -194,10 +183,8 @@ def default_device() -> torch.device:
         torch.Generator(device)
     # PyTorch raises AssertionError for CUDA in a build without it.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"GAN_EBM_DEVICE is {name!r}, which cannot be used here ({reason}); "
-            'set it to "cpu", "cuda" or "mps", or unset it'
+            f'GAN_EBM_DEVICE is {name!r}, which cannot be used here; give "cpu", "cuda" or "mps"'
         ) from error
     return device
 
@@ -260,16 +247,14 @@ def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
         yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _reached(*functions: object) -> list[nn.Module | Tensor]:
+def _reached(*functions: object) -> tuple[list[nn.Module], list[Tensor]]:
     """The networks and tensors that functions are, hold, close over or name, the nearest first."""
-    parts, known, found = list(functions), set(), []
+    parts, known = list(functions), set()
     for part in parts:  # which grows on the way
-        if id(part) in known:
+        if id(part) in known or isinstance(part, nn.Module | Tensor):
             continue
         known.add(id(part))
-        if isinstance(part, nn.Module | Tensor):
-            found.append(part)
-        elif isinstance(part, tuple | list):
+        if isinstance(part, tuple | list):
             parts += part
         elif isinstance(part, dict):
             parts += part.values()
@@ -284,15 +269,20 @@ def _reached(*functions: object) -> list[nn.Module | Tensor]:
             parts += [part.__globals__[n] for n in _names(part.__code__) if n in part.__globals__]
         elif callable(part) and not isinstance(part, type):
             parts += getattr(part, "__dict__", {}).values()
-    return found
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    return networks, [part for part in parts if isinstance(part, Tensor)]
+
+
+def _weights(networks: list[nn.Module]) -> Iterator[Tensor]:
+    return itertools.chain(*((*net.parameters(), *net.buffers()) for net in networks))
 
 
 @functools.lru_cache(maxsize=1000)
 def _names(code: CodeType) -> tuple[str, ...]:
     """The global names that a function's code reads, those of functions inside it included."""
-    own = [step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return tuple(dict.fromkeys(itertools.chain(own, *inner)))
+    own = (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return sum(inner, tuple(own))
 
 
 def dtype_of(*functions: object) -> torch.dtype | None:
@@ -304,12 +294,8 @@ def dtype_of(*functions: object) -> torch.dtype | None:
     >>> dtype_of(nn.ReLU(), nn.Linear(2, 1).double())
     torch.float64
     """
-    for network in _reached(*functions):
-        if isinstance(network, nn.Module):
-            for weight in itertools.chain(network.parameters(), network.buffers()):
-                if weight.is_floating_point():
-                    return torch.promote_types(weight.dtype, torch.float32)
-    return None
+    types = (x.dtype for x in _weights(_reached(*functions)[0]) if x.is_floating_point())
+    return next((torch.promote_types(dtype, torch.float32) for dtype in types), None)
 
 
 def device_of(function: object) -> torch.device:
@@ -321,16 +307,33 @@ def device_of(function: object) -> torch.device:
     >>> device_of(nn.Linear(2, 1))
     device(type='cpu')
     """
-    reached = _reached(function)
-    networks = [part for part in reached if isinstance(part, nn.Module)]
-    weights = itertools.chain(*((*net.parameters(), *net.buffers()) for net in networks))
-    tensors = (part for part in reached if isinstance(part, Tensor))
-    first = next(itertools.chain(weights, tensors), None)
+    networks, tensors = _reached(function)
+    first = next(itertools.chain(_weights(networks), tensors), None)
     return default_device() if first is None else first.device
 
 
 @contextlib.contextmanager
-def evaluating(*functions: object) -> Iterator[None]:
+def switched_off(attribute: str, parts: Iterable[object]) -> Iterator[None]:
+    """The `attribute` of all `parts` is False inside the block, and as it was after it.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> with switched_off("requires_grad", layer.parameters()):
+    ...     layer.weight.requires_grad
+    False
+    >>> layer.weight.requires_grad
+    True
+    """
+    on = [part for part in parts if getattr(part, attribute)]
+    try:
+        for part in on:
+            setattr(part, attribute, False)
+        yield
+    finally:
+        for part in on:
+            setattr(part, attribute, True)
+
+
+def evaluating(*functions: object) -> contextlib.AbstractContextManager[None]:
     """The networks that functions reach in evaluation mode inside the block, as they were after it.
 
     In training mode batch normalisation couples the samples of a batch and forgets what it learnt,
@@ -344,15 +347,8 @@ def evaluating(*functions: object) -> Iterator[None]:
     >>> network.training
     True
     """
-    networks = [part for part in _reached(*functions) if isinstance(part, nn.Module)]
-    training = [module for net in networks for module in net.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    networks, _ = _reached(*functions)
+    return switched_off("training", [module for net in networks for module in net.modules()])
 
 
 @contextlib.contextmanager
@@ -362,10 +358,7 @@ def gradients() -> Iterator[None]:
     Raises RuntimeError within `torch.inference_mode`, whose tensors can never have one.
     """
     if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "this needs gradients, which torch.inference_mode() rules out; use torch.no_grad(), "
-            "inside which it works"
-        )
+        raise RuntimeError("torch.inference_mode() rules out gradients; use torch.no_grad()")
     with torch.enable_grad():
         yield
 
@@ -383,24 +376,18 @@ def count_calls(*networks: nn.Module) -> Iterator[Callable[[], Calls]]:
     >>> calls()
     Calls(forward=15, backward=0)
     """
-    rows = [0, 0]
+    forward, backward = [], []  # rows of each pass
 
-    def forward(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         n = math.prod(output.shape[:2])
-        rows[0] += n
+        forward.append(n)
         if output.requires_grad:
-            output.register_hook(lambda grad: backward(n))
+            output.register_hook(lambda grad: backward.append(n))
 
-    def backward(n: int) -> None:
-        rows[1] += n
-
-    # A network that is given twice is one network.
-    handles = [network.register_forward_hook(forward) for network in dict.fromkeys(networks)]
-    try:
-        yield lambda: Calls(*rows)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for network in dict.fromkeys(networks):  # one that is given twice is one network
+            hooks.enter_context(network.register_forward_hook(count))
+        yield lambda: Calls(sum(forward), sum(backward))
 
 
 def check_samples(**samples: Tensor) -> None:
@@ -433,12 +420,10 @@ def check_positive(**numbers: float) -> None:
     ValueError: std must be positive, got 0
     """
     for name, number in numbers.items():
-        try:
-            good = bool(0 < number < float("inf"))
-        except (TypeError, ValueError, RuntimeError):  # a text; several numbers
-            good = False
-        if not good:
-            raise ValueError(f"{name} must be positive, got {number}")
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # a text; several numbers
+            if 0 < number < math.inf:
+                continue
+        raise ValueError(f"{name} must be positive, got {number}")
 
 
 def check_shape(**given: tuple[Tensor, str]) -> None:
@@ -592,8 +577,7 @@ def _mending(name: str, network: nn.Module, x: Tensor, fits: Callable[[Tensor], 
 
 def is_count(number: object, least: int = 1) -> bool:
     """Whether `number` is a whole number of at least `least`; a truth value is none."""
-    whole = isinstance(number, Integral) and not isinstance(number, bool)
-    return whole and number >= least
+    return isinstance(number, Integral) and not isinstance(number, bool) and number >= least
 
 
 def check_count(least: int = 1, /, **counts: int) -> None:
@@ -613,6 +597,9 @@ def environment_path(name: str) -> Path | None:
 
     Raises ValueError for a home or a variable that is not known here, which would otherwise become
     the name of a folder.
+
+    >>> environment_path("GAN_EBM_NO_SUCH_VARIABLE") is None
+    True
     """
     if not (given := os.environ.get(name)):
         return None
@@ -632,6 +619,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` when the block ends without an error, and not before.
 
     Its folder is made if need be; errors are those of `partial_folder`.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with whole_file(Path(folder, "note")) as part:
+    ...         _ = part.write_text("whole")
+    ...         before = os.path.exists(Path(folder, "note"))
+    ...     print(before, Path(folder, "note").read_text())
+    False whole
     """
     with partial_folder(path.parent) as part:
         yield part / path.name
@@ -644,54 +638,59 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 
     A file is made there and moved to its final name in `folder` by `os.replace`, so nothing
     half-written ever bears that name; `whole_file` does so for a single one. `folder` is made if
-    need be. What a killed process left behind is removed on entry: at once if the process ran here,
-    else after a day without a change, since other machines may share the folder.
+    need be. What a killed process left behind is removed on entry. What a living one is making
+    stays, on whatever machine or in whatever container it runs: it holds a lock, which the
+    operating system releases when the process ends.
 
     Raises OSError, with the folder, where it or the block cannot write.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with partial_folder(Path(folder)) as part:
+    ...         _ = (part / "note").write_text("half")
+    ...     os.listdir(folder)
+    []
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for remains in folder.glob(".partial-*"):
-            if _is_left(remains):
-                shutil.rmtree(remains, ignore_errors=True)
-        prefix = f".partial-{_here()}-{os.getpid()}-"
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as part:
-            yield Path(part)
+        for path in folder.glob(".partial-*.lock"):
+            # Refused while the owner lives, to another user, and where there are no locks: then all
+            # is left alone. Over NFS the server keeps the locks, so they hold among machines; only
+            # a mount that keeps them to itself ("nolock") must not be shared.
+            with contextlib.suppress(OSError):
+                with path.open("r+b") as file:
+                    _lock(file, wait=False)
+                    for remains in folder.glob(f"{path.stem}-*"):
+                        shutil.rmtree(remains)
+                path.unlink()
+        path = folder / f".partial-{uuid.uuid4().hex}.lock"
+        try:
+            with path.open("xb") as file:
+                with contextlib.suppress(OSError):  # no locks here: it is refused to others, too
+                    _lock(file, wait=True)  # for one who clears up and has just seen the file
+                with tempfile.TemporaryDirectory(prefix=f"{path.stem}-", dir=folder) as part:
+                    yield Path(part)
+        finally:
+            with contextlib.suppress(OSError):  # it was not made, or is removed already
+                path.unlink()
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        is_closed = isinstance(error, PermissionError | FileExistsError | NotADirectoryError)
+        if not is_closed and error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EROFS):
             raise  # of something else that the block does, as a download
         raise OSError(
             f"nothing was written to {folder}, give a folder with room that takes files: {error}"
         ) from error
 
 
-def _here() -> str:
-    """The host and, on Linux, its space of process numbers: each container has its own."""
-    try:
-        space = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        space = 0
-    return f"{platform.node()}-{space}"
+def _lock(file: BinaryIO, wait: bool) -> None:
+    """Lock a file until it is closed, at the latest by the end of the process.
 
+    Raises OSError where another has the lock, or where there are no locks.
+    """
+    if os.name == "nt":
+        import msvcrt
 
-def _is_left(remains: Path) -> bool:
-    """Whether nobody is at work any more in a folder that `partial_folder` made."""
-    here, *owner = remains.name.removeprefix(".partial-").rsplit("-", 2)
-    # On Windows os.kill ends a process, or sends Ctrl+C to its group, whatever the signal.
-    if here == _here() and owner[0].isdecimal() and os.name != "nt":
-        return not _is_alive(int(owner[0]))
-    try:
-        changed = max(path.lstat().st_mtime for path in (remains, *remains.rglob("*")))
-    except OSError:  # its owner has just removed it
-        return False
-    return time.time() - changed > _GIVEN_UP
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
 
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # no such process, no such number
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,11 +6,10 @@ and is a function whose networks a sampler finds.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_ebm_utils.base import Energy, Gan, check_positive
+from gan_ebm_utils.base import Energy, Gan, check_positive, check_shape
 
 
 def pullback(energy: Energy, gan: Gan) -> Energy:
@@ -57,12 +56,9 @@ def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
     >>> bool((dot_energy(gan, z, k=2.0)(z) == -gan.logit(z) / 2).all())
     True
     """
-    if isinstance(k, Tensor) and k.numel() > 1 and tuple(k.shape) != (len(start), 1):
-        raise ValueError(
-            f"k must be one number or one for each replicate, ({len(start)}, 1), got "
-            f"{tuple(k.shape)}"
-        )
-    check_positive(k=float(torch.as_tensor(k).min()))
+    if isinstance(k, Tensor) and k.numel() > 1:
+        check_shape(k=(k, "R 1"), start=(start, "R n ..."))  # or of R = n it would divide each
+    check_positive(k=float(k.min()) if isinstance(k, Tensor) else k)
     return lambda z: (z - start).flatten(2).norm(dim=2) - gan.logit(z) / k
 
 

@@ -88,7 +88,7 @@ def test_transport_starts_where_it_is():
     with pytest.raises(ValueError, match="k must be positive"):
         dot_energy(GAN, start, 0.0)
     k = torch.tensor([1.0, 2.0])
-    with pytest.raises(ValueError, match=r"one for each replicate, \(2, 1\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"k must be \(R, 1\), start \(R, n, ...\); got \(2,\)"):
         dot_energy(GAN, start[:, :2], k)  # of two points in two replicates it would divide each
     torch.testing.assert_close(dot_energy(GAN, start, k[:, None])(start), -d / k[:, None])
     torch.testing.assert_close(dot_energy(GAN, start, k[:1])(start), -d)
