@@ -193,6 +193,10 @@ class Diagnosis(NamedTuple):
     many equally weighted draws the weights w = e^d of the draws amount to, (sum w)^2 / sum w^2.
     `largest`: the largest weight's share of their sum. `is_enough`: whether all of these are within
     the bounds of `diagnose`.
+
+    >>> half, no = torch.tensor([0.5]), torch.tensor([False])
+    >>> str(Diagnosis(half, half, 9 * half, half, no, no[None], 100))[:66]
+    'refinement can raise a quality score and still move away from the '
     """
 
     missed: Tensor

@@ -79,6 +79,12 @@ def drs(
 
     Raises ValueError for both options at once, a percentile outside (0, 100), a budget below 1, or
     `max_proposals` below n; RuntimeError as soon as a replicate is too slow to keep n of them.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, _, _, log_bound = exact_gan()
+    >>> refined = drs(gan, 5000, torch.Generator().manual_seed(0), log_bound=log_bound)
+    >>> refined.samples.shape, round(float(refined.acceptance_rate) * math.exp(log_bound), 1)
+    (torch.Size([1, 5000, 2]), 1.0)
     """
     check_count(n=n, n_pilot=n_pilot, batch_size=batch_size)
     if percentile is not None and budget is not None:
@@ -200,6 +206,12 @@ def mh_gan(
     2018, arXiv:1811.11357).
 
     Raises ValueError for `data` that are not one start for each chain.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = mh_gan(gan, 1000, g, n_steps=30)
+    >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
+    True
     """
     check_count(n=n, n_steps=n_steps)
     kernel = independence_mh(gan.logit, gan.prior)
@@ -241,6 +253,12 @@ def isir_gan(
     Each of `n_steps` steps draws n_candidates - 1 new latents and takes one of all candidates with
     weights e^d (Andrieu et al. 2018; on GANs Samsonov et al. 2022, arXiv:2111.02702). The
     acceptance rate is the share of steps that leave the state.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = isir_gan(gan, 1000, g, n_steps=10)
+    >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
+    True
     """
     check_count(n=n, n_steps=n_steps)
     kernel = isir(gan.logit, gan.prior, n_candidates)
@@ -263,9 +281,15 @@ def ddls(
     E(z) = |z|^2/2 - d(G(z)), whose pushforward is p_g e^d / Z (Che et al. 2020,
     arXiv:2003.06060); chains start at the prior. With several step sizes
     each step takes one of them at random. `kernel` = `langevin` leaves out the acceptance step, as
-    the paper does; `energy` = `wgan_latent_energy` is for a critic.
+    the paper does; `energy` = `partial(latent_energy, temperature=T)` is for a critic.
 
     Raises FloatingPointError, with the step, where an energy or its gradient is not finite.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = ddls(gan, 100, g, replicates=2, step_size=0.1, n_steps=9)
+    >>> refined.samples.shape, refined.calls.backward  # 200 chains, 2 networks, start and steps
+    (torch.Size([2, 100, 2]), 4000)
     """
     check_count(n=n, n_steps=n_steps)
     sizes = np.atleast_1d(step_size).tolist()
@@ -289,6 +313,12 @@ def dgflow(
     z <- z - (eps/2) grad E(z) + sqrt(eps T) noise, from the prior; in the paper's letters
     eps = 2 eta and T = gamma, and eta = .1, gamma = .01 (Ansari et al. 2021, arXiv:2012.00780,
     algorithm 1). The ratio in E is that of the unmoved generator. Nothing is ever refused.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = dgflow(gan, 1000, g)
+    >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
+    True
     """
     check_count(n=n, n_steps=n_steps)
     kernel = langevin(flow_energy(gan, divergence), step_size, temperature)
@@ -316,6 +346,12 @@ def dot(
     nears the origin; it is taken of the step, since Adam turns a gradient. Nothing is ever refused.
 
     Raises ValueError for another space, or `tangent` in the data space.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = dot(gan, 1000, g, space="data", n_steps=20)
+    >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
+    True
     """
     check_count(n=n, n_steps=n_steps)
     check_positive(learning_rate=learning_rate)
@@ -365,6 +401,11 @@ def lipschitz_estimate(
     are one point have no slope and are left out.
 
     Raises ValueError for another space.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> lipschitz_estimate(gan, g, replicates=2).shape
+    torch.Size([2])
     """
     check_count(replicates=replicates, n_pairs=n_pairs, n_draws=n_draws)
     _check_space(space)
