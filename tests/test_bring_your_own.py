@@ -37,7 +37,7 @@ def test_there_are_at_most_twelve():
 
 @pytest.fixture(scope="module")
 def trained():
-    """A GAN of 25 Gaussians and its data: usual layers, an ordinary loop, one core, 15 s."""
+    """A GAN of 25 Gaussians and its data: usual layers, an ordinary loop."""
     torch.manual_seed(0)
 
     def layers(*sizes, between):
@@ -51,7 +51,7 @@ def trained():
     )
     d = nn.Sequential(*layers(2, 128, 128, 128, 1, between=lambda size: (nn.LeakyReLU(0.2),)))
     data = GRID.sample((20_000,), seeded(0, "cpu"))
-    steps, adam = 2000, {"lr": 1e-3, "betas": (0.5, 0.99)}
+    steps, adam = 3000, {"lr": 2e-3, "betas": (0.5, 0.99)}
     optimizers = [torch.optim.Adam(network.parameters(), **adam) for network in (g, d)]
     falling = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda i: min(1, 2 * (1 - i / steps)))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from gan_ebm_utils.base import randn, seeded
-from gan_ebm_utils.calibration import calibrate
-from gan_ebm_utils.datasets import exact_gan
+from gan_ebm_utils import checkpoints
+from gan_ebm_utils.base import Gan, randn, seeded
+from gan_ebm_utils.calibration import calibrate, calibrate_discriminator, diagnose
+from gan_ebm_utils.datasets import exact_gan, gaussian_grid
 from gan_ebm_utils.metrics import chi_square
 from gan_ebm_utils.refine import mh_gan
 
@@ -193,3 +194,122 @@ def test_logits_too_close_for_their_type_are_refused():
     real, fake = (torch.randn(1, 500, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
     with pytest.raises(ValueError, match="too little for torch.float32; multiply"):
         calibrate(1e-39 * (real + 1), 1e-39 * fake)
+
+
+# --- a GAN's discriminator ---
+
+
+def test_a_discriminator_is_calibrated_on_held_out_data():
+    bent = EXACT.gan._replace(discriminator=nn.Sequential(EXACT.gan.discriminator, Bend()))
+    data = EXACT.data.sample((2, 5000), rng())
+    for held_out in (data, data[0]):  # for each replicate, or for all
+        mended = calibrate_discriminator(bent, held_out, rng(), replicates=2)
+        x = EXACT.data.sample((2, 1000), rng(1))
+        error = mended.discriminator(x) - EXACT.gan.discriminator(x)
+        assert error.square().mean().sqrt() < 0.1
+        assert (bent.discriminator(x) - EXACT.gan.discriminator(x)).square().mean().sqrt() > 1
+    isotonic = calibrate_discriminator(bent, data[0], rng(), "isotonic")
+    assert isotonic.discriminator[1].knots.shape[0] == 1
+
+
+@pytest.mark.parametrize("function", [calibrate_discriminator, diagnose])
+def test_data_of_another_shape(function):
+    for shape in ((200, 3), (2, 200, 2), (200,), (1, 1, 200, 2)):
+        with pytest.raises(ValueError, match=r"data must be samples \(1, n, 2\), or \(n, 2\)"):
+            function(EXACT.gan, torch.zeros(shape), rng())
+    with pytest.raises(ValueError, match="at least 100|too few"):
+        function(EXACT.gan, EXACT.data.sample((99,), rng()), rng())
+    with pytest.raises(ValueError, match="2 values that are not finite"):
+        function(EXACT.gan, torch.full((1, 2), math.nan), rng())
+
+
+# --- a diagnosis ---
+
+GRID = gaussian_grid()
+
+
+class Without(nn.Module):
+    """A generator without draws within a radius of some points: latents turn until it has none."""
+
+    def __init__(self, generator, points, radius):
+        super().__init__()
+        self.generator, self.points, self.radius = generator, points, radius
+
+    def forward(self, z):
+        x, turn = self.generator(z), torch.linalg.qr(torch.arange(16.0).sin().reshape(4, 4))[0]
+        for _ in range(30):
+            z = z @ turn.T
+            near = torch.cdist(x, self.points.expand(len(x), -1, -1)).amin(dim=2) < self.radius
+            x = torch.where(near[..., None], self.generator(z), x)
+        return x
+
+
+def grid_gan(lost=(), n_std=2.5):
+    gan = checkpoints.load("gaussians25_gan").gan("refitted")
+    if not len(lost):
+        return gan
+    return gan._replace(generator=Without(gan.generator, GRID.means[lost], n_std * 0.05))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_healthy_gan_is_told_so(seed):
+    data = GRID.sample((10, 1000), rng(seed))
+    found = diagnose(grid_gan(), data, rng(seed), replicates=10)
+    assert found.is_enough.all() and found.is_missed.shape == (10, 1000)
+    assert found.missed.max() <= 0.02 and found.effective.min() > 20
+    assert str(found).startswith("refinement has what it needs")
+    line = str(diagnose(EXACT.gan, EXACT.data.sample((1000,), rng(seed)), rng(seed)))
+    assert line.startswith("refinement has what it needs: 0.0% of the data") and "\n" not in line
+    assert "replicates" not in line
+
+
+@pytest.mark.parametrize("n_std", [2.5, 6.0])
+def test_modes_without_draws_are_found(n_std):
+    """Five of 25, of which draws come no nearer than to the rim: the control of the last test."""
+    data = GRID.sample((10, 1000), rng())
+    gan = grid_gan([0, 6, 12, 17, 23], n_std)
+    found = diagnose(gan, data, rng(), replicates=10)
+    assert not found.is_enough.any() and ((0.065 < found.missed) & (found.missed < 0.25)).all()
+    text = "refinement can raise a quality score and still move away from the data (in 10 of 10 rep"
+    assert str(found).startswith(text)
+    # What is missed lies in these modes, which it says sample by sample.
+    mode = (data[:, :, None] - GRID.means).norm(dim=3).argmin(dim=2)
+    lost = torch.isin(mode, torch.tensor([0, 6, 12, 17, 23]))
+    assert (found.is_missed & ~lost).double().mean() < 0.01
+
+
+def test_a_single_mode_less_is_mentioned():
+    data = GRID.sample((10, 2000), rng())
+    gan, lost = grid_gan(), grid_gan([12], 6.0)
+    share, known = (diagnose(g, data, rng(), replicates=10).missed.mean() for g in (lost, gan))
+    assert share > 0.01 > 4 * known
+    assert "but for the data that the generator misses" in str(
+        diagnose(lost, data, rng(), replicates=10)
+    )
+
+
+def test_weights_and_logits_in_numbers():
+    """A generator of one point of the plane and few others: known by counting."""
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return torch.where(x[..., 0] > 1.0, 9.0, 0.0)
+
+    data = randn(400, 2, generator=rng())
+    found = diagnose(Gan(nn.Identity(), Two(), 2), data, rng(), n_draws=2000)
+    z = Gan(nn.Identity(), Two(), 2).prior((1, 2000), rng())
+    weight = Two()(z).double().exp()
+    torch.testing.assert_close(found.effective, weight.sum(1) ** 2 / weight.square().sum(1))
+    torch.testing.assert_close(found.largest, weight.amax(1) / weight.sum(1))
+    assert found.beyond == 0 and found.missed == 0 and found.n_draws == 2000
+    shifted = diagnose(Gan(nn.Identity(), Two(), 2), data + torch.tensor([9.0, 0]), rng())
+    assert shifted.missed == 1 and not shifted.is_enough
+
+
+def test_features_stand_for_samples():
+    """Data that differ in what is no feature are not missed."""
+    far = EXACT.data.sample((500,), rng()) * torch.tensor([1.0, 1.0])
+    far[:, 1] += 50
+    plain = diagnose(EXACT.gan, far, rng())
+    seen = diagnose(EXACT.gan, far, rng(), features=lambda x: x[:, :1])
+    assert plain.missed == 1 and seen.missed < 0.01
