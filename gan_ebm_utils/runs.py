@@ -111,12 +111,13 @@ def mnist_source() -> dict[str, str]:
 class Progress:
     """Says after each part of a recipe how many there are and how long the others will take.
 
-    `parts` gives the names of all parts, and how long each takes beside the others: 0 for one that
+    `parts` holds the names of all parts, and how long each takes beside the others: 0 for one that
     is there already. The time left is what the others take at the mean pace of those so far.
     """
 
-    def __init__(self, parts: dict[str, float]) -> None:
-        self.parts, self.seconds = parts, {}
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self.seconds: dict[str, float | None] = {}
 
     def finished(self, part: str, seconds: float | None, now: bool) -> None:
         """Count `part`, which took `seconds` (None: nobody knows), and say so if that was `now`."""
@@ -156,6 +157,12 @@ class Run(NamedTuple):
     progress: Progress
     known: dict[str, tuple[str, Any]]
     keys: dict[str, str]
+
+    def expect(self, parts: dict[str, float]) -> None:
+        """Tell the progress which parts there will be, and how long each takes beside others."""
+        key = key_of(self.given)
+        there = {name for name in parts if self._file(name, key).exists()}
+        self.progress.parts |= {name: 0 if name in there else parts[name] for name in parts}
 
     def once(
         self, name: str, make: Callable[[], Any], given: dict[str, Any] | None = None

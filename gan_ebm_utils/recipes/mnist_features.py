@@ -207,9 +207,9 @@ def main(argv: list[str] | None = None) -> None:
 
     device = default_device()
     train_set, test_set = mnist("train"), mnist("test")
-    progress = runs.Progress(dict.fromkeys(epochs_of(args.epochs), 1))
-    settings = settings_of(args.epochs)
-    run = runs.begin("mnist_features", settings, args, progress, **runs.mnist_source())
+    settings, source = settings_of(args.epochs), runs.mnist_source()
+    run = runs.begin("mnist_features", settings, args, runs.Progress(), **source)
+    run.expect(dict.fromkeys(epochs_of(args.epochs), 1))
 
     def report(classifier: nn.Module) -> None:
         right = evaluate(classifier, test_set.images, device).logits.argmax(1) == test_set.labels

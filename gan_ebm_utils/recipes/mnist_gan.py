@@ -229,10 +229,11 @@ def main(argv: list[str] | None = None) -> None:
         "mnist_gan",
         settings_of(args.steps, args.refit_steps, replicates),
         args,
-        runs.Progress(sizes),
+        runs.Progress(),
         **runs.mnist_source(),
         features_sha256=judge["sha256"],
     )
+    run.expect(sizes)
     parts = [run.once(name, lambda seed=s: train(seed, args.steps)) for name, s in gans.items()]
     seconds = sum(took for _, took in parts)
     weights = stacked([part for part, _ in parts])

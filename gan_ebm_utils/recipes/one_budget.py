@@ -615,11 +615,11 @@ def main(argv: list[str] | None = None) -> None:
         judge = plane_judge(args.name, n, replicates, args.seed)
     bench, uses = Bench(args.name, gans, judge, n, args.seed), uses_of(game)
     settings = settings_of(args.name, n) | {"gans_sha256": gans.card["sha256"]}
-    progress = runs.Progress({REAL: n, DRAWS: n})
-    whole = runs.begin("one_budget", settings, args, progress, **read_from)
+    whole = runs.begin("one_budget", settings, args, runs.Progress(), **read_from)
     whole.known.update(known_parts(checkpoint, args.out))
+    whole.expect({REAL: n, DRAWS: n})
     for use in uses:
-        progress.parts |= bench.parts_of(use, whole)
+        whole.expect(bench.parts_of(use, whole))
 
     def once(name: str, given: dict[str, Any], make: Callable[..., Any], *before: Any) -> Any:
         return whole.once(name, lambda: make(*before, given), given)[0]

@@ -114,11 +114,11 @@ def main(argv: list[str] | None = None) -> None:
     args = runs.parse(parser, argv)
     kwargs = {**ENERGY, "replicates": args.replicates}
     keys = {f"{name}_{rule}": (name, rule) for name in LAWS for rule in RULES}
-    # The time of a network is that of its chains; a KL takes as long as some hundred updates.
+    # The time of a network is that of its chains; a KL takes as long as 500 updates.
     sizes = {key: args.steps * (1 if rule == "cd1" else 2) for key, (_, rule) in keys.items()}
-    progress = runs.Progress({**sizes, **{f"{key}, KL": 100 for key in keys}})
     settings = settings_of(args.steps, args.replicates)
-    run = runs.begin("plane_ebms", settings, args, progress)
+    run = runs.begin("plane_ebms", settings, args, runs.Progress())
+    run.expect({**sizes, **{f"{key}, KL": 500 for key in keys}})
 
     def make(name: str, rule: str) -> tuple[dict[str, Tensor], list[float]]:
         last, energy = train(name, rule, args.steps, args.replicates, args.seed)

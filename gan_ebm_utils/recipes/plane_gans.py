@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--refit-steps", type=runs.at_least(1), default=6000)
     parser.add_argument("--replicates", type=runs.at_least(2), default=10)
     args = runs.parse(parser, argv)
-    progress, todo = runs.Progress({}), {}
+    progress, todo = runs.Progress(), {}
     for name in [args.only] if args.only else GAMES:
         settings = settings_of(name, args.refit_steps, args.replicates)
         run = runs.begin("plane_gans", settings, args, progress)
@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> None:
             run.remove_parts()
         else:
             todo[name] = run
-            progress.parts |= parts_of(name, args.refit_steps)
+            run.expect(parts_of(name, args.refit_steps))
     for name, run in todo.items():
         networks, scores = make(name, args.refit_steps, args.replicates, args.seed, run)
         checkpoints.save(name, networks, {}, run.card(scores), args.out)
