@@ -239,17 +239,16 @@ class Judge(NamedTuple):
     facts: dict[str, float]
 
 
-def plane_judged(name: str, n_emd: int, seed: int) -> dict[str, Any]:
-    """What the scores of samples of the plane depend on."""
-    std = {"std": STD} if name == "gaussians25" else {}
-    modes = {"n_std": N_STD} if name == "gaussians25" else {}
-    law = {"law": name, **std}
-    error = {**law, "cells": GAMES[name]["cells"]}
-    return {
-        "mode": law,
-        "error": error,
-        "score": {**error, **modes, "n_emd": n_emd, "seed": seed},
-    }
+def judged(name: str, seed: int, read_from: dict[str, str]) -> dict[str, Any]:
+    """What the results of each function of a judge depend on."""
+    if name == "mnist":
+        halves_of = {**read_from, "seed": seed}
+        return {"error": halves_of, "score": halves_of, "mode": {}}
+    game, is_grid = GAMES[name], name == "gaussians25"
+    law = {"law": name, **({"std": STD} if is_grid else {})}
+    error = {**law, "cells": game["cells"]}
+    score = {**error, **({"n_std": N_STD} if is_grid else {}), "n_emd": game["n_emd"], "seed": seed}
+    return {"error": error, "score": score, "mode": law}
 
 
 def plane_judge(name: str, n: int, replicates: int, seed: int) -> Judge:
@@ -278,7 +277,7 @@ def plane_judge(name: str, n: int, replicates: int, seed: int) -> Judge:
         lambda x: float(metrics.chi_square(x, law, *cells).mean()),
         None if law.means is None else mode,
         lambda: law.sample((replicates, n), rng),
-        plane_judged(name, n_emd, seed),
+        judged(name, seed, {}),
         {},
         {},
     )
@@ -288,12 +287,6 @@ def halves(n: int, seed: int) -> tuple[Tensor, Tensor]:
     """Rows 0 to n - 1 in two halves by chance: one to choose settings on, one to score on."""
     rows = torch.randperm(n, generator=seeded(seed, "cpu"))
     return rows[: n // 2], rows[n // 2 :]
-
-
-def mnist_judged(seed: int, read_from: dict[str, str]) -> dict[str, Any]:
-    """What the scores of images depend on."""
-    halves_of = {**read_from, "seed": seed}
-    return {"error": halves_of, "score": halves_of, "mode": {}}
 
 
 @torch.no_grad()
@@ -338,7 +331,7 @@ def mnist_judge(n: int, replicates: int, seed: int, read_from: dict[str, str]) -
         for part, value in zip(("mean", "covariance"), truth, strict=True)
     }
     facts = {"fid_between_halves_in_order": metrics.frechet_distance(*ends[0], *ends[1])}
-    return Judge(score, error, None, real, mnist_judged(seed, read_from), tensors, facts)
+    return Judge(score, error, None, real, judged("mnist", seed, read_from), tensors, facts)
 
 
 class Use(NamedTuple):
@@ -577,17 +570,18 @@ def known_parts(name: str, folder: Path | None) -> dict[str, tuple[str, Any]]:
         stored = checkpoints.load(name, folder=folder)
     except (ValueError, RuntimeError):  # there is none, or it is damaged
         return {}
-    known = {}
+    known, chosen = {}, stored.card.get("chosen", {})
     for part, key in stored.card.get("keys", {}).items():
         name, _, what = part.partition("-")
         if what == "choice":
-            told = stored.card["chosen"][part]["errors"]
+            told = chosen[part]["errors"] if part in chosen else []
             made = [float("inf") if error is None else error for error in told]
         else:
             each = {k.removeprefix(f"{name}/"): v for k, v in stored.tensors.items()}
             scores = each.keys() - stored.tensors.keys()  # those of this run
             made = {k: each[k] for k in scores if (k in WATCHED) == (what == "watch")}
-        known[part] = key, made
+        if made:
+            known[part] = key, made
     return known
 
 
