@@ -125,9 +125,10 @@ class Progress:
         if not now:
             return
         known = {name: s for name, s in self.seconds.items() if s is not None and self.parts[name]}
-        sizes = sum(self.parts[name] for name in known)
+        sizes = sum(self.parts[name] for name in known)  # 0, if a part that was there is damaged
         others = sum(size for name, size in self.parts.items() if name not in self.seconds)
-        left = f"; about {_time(sum(known.values()) / sizes * others)} left" if others else ""
+        pace = sum(known.values()) / sizes if sizes else 0
+        left = f"; about {_time(pace * others)} left" if others and sizes else ""
         count = f"part {len(self.seconds)} of {len(self.parts)}"
         print(f"{count}: {part}, {seconds:.0f} s{left}", flush=True)
 

@@ -7,12 +7,10 @@ import importlib
 import json
 import multiprocessing
 import os
-import random
 import re
 import signal
 import sys
 import time
-from pathlib import Path
 
 import matplotlib
 import torch
@@ -74,7 +72,7 @@ def _run(recipe, options, folder, data, stop_after):
 
 
 def start(recipe, folder, data, seed=0, stop_after=None):
-    """A process that runs `recipe` with its checkpoint, or its picture, and its state in `folder`."""
+    """A process that runs `recipe`; what it makes and its state go to `folder`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"gan_ebm_utils.recipes.{name}" for name in OPTIONS])
     folder.mkdir(exist_ok=True)

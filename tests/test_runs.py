@@ -86,9 +86,10 @@ def test_a_number_that_is_in_no_key_is_found():
     assert in_no_key("plane_ebms", source.replace('        "box": BOX,\n', "")) == {"BOX, N_CELLS"}
     assert in_no_key("plane_ebms", source.replace("        **BUFFER,\n", "")) == {"BUFFER"}
 
-
     source = source_of("one_budget")
-    less = source.replace("            n_chains=N_CHAINS,\n", "").replace("            passes", "  #")
+    less = source.replace("            n_chains=N_CHAINS,\n", "").replace(
+        "            passes", "  #"
+    )
     assert in_no_key("one_budget", less) == {"N_CHAINS", "SAMPLERS"}
 
 
@@ -181,6 +182,11 @@ def test_the_time_left_is_that_of_the_parts_so_far(tmp_path, capsys, monkeypatch
         "part 3 of 4: c, 40 s; about 2 s left",
         "part 4 of 4: d, 2 s",
     ]
+    file = next(run.folder.glob("a-*.pt"))
+    file.write_bytes(file.read_bytes()[:-1])
+    run = begin(tmp_path, parts={**parts, "e": 1})
+    run.once("a", lambda: take(9))
+    assert "part 1 of 5: a, 9 s\n" in capsys.readouterr().out, "no size to tell others from"
 
 
 def test_a_part_is_made_once(tmp_path):
