@@ -9,16 +9,15 @@ import functools
 import itertools
 import math
 import os
-import platform
 import re
 import shutil
 import tempfile
-import time
+import uuid
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +26,11 @@ from torch import Tensor, nn
 Sample = Callable[[tuple[int, ...], torch.Generator], Tensor]
 # Points (*batch, *event) to energies (*batch), in nats; low is likely.
 Energy = Callable[[Tensor], Tensor]
+# A part of the plane: left, right, bottom, top.
+Box = tuple[float, float, float, float]
 
-# Seconds without a change after which a file in the making counts as given up.
-_GIVEN_UP = 24 * 3600
-# Codes of the errors that a folder gives which takes no files.
-_CANNOT_WRITE = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-}
+# Distances held in memory at once (32 MB in float64).
+_CHUNK = 2**22
 
 
 class Distribution(NamedTuple):
@@ -108,13 +99,15 @@ class Kernel(NamedTuple):
 class Chain(NamedTuple):
     """What `run_chain` keeps: every thin-th state, and how the chains moved over all steps.
 
-    `positions` is (kept, *batch, *event) and `energies` (kept, *batch), oldest first. `info` holds
-    the mean acceptance rate and the share of accepted steps of each chain, (*batch).
+    `positions` is (kept, *batch, *event) and `energies` (kept, *batch), oldest first. Of each
+    chain, (*batch), `acceptance_rate` is the mean probability of a move, and `accepted_share` the
+    share of the steps that moved.
     """
 
     positions: Tensor
     energies: Tensor
-    info: Info
+    acceptance_rate: Tensor
+    accepted_share: Tensor
 
 
 class Calls(NamedTuple):
@@ -199,6 +192,22 @@ def at_least_float32(x: Tensor) -> Tensor:
     if x.dtype in (torch.float32, torch.float64):  # nearly always, and in each step of a chain
         return x
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """|x_i - y_j| of points (n, d) and (m, d), as (rows, m) for some rows of x after the other.
+
+    From differences: a matrix product cancels digits where points are far from 0 or near each
+    other. In units of a power of two, so that no square overflows and no digit is lost.
+
+    >>> list(distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]])))
+    [tensor([[5., 1.]])]
+    """
+    largest = float(torch.maximum(x.abs().max(), y.abs().max()))
+    unit = math.ldexp(0.5, math.frexp(largest)[1])
+    x, y = x / unit, y / unit
+    for part in x.split(max(1, _CHUNK // len(y))):
+        yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _reached(*functions: object) -> list[nn.Module | Tensor]:
@@ -428,6 +437,9 @@ def environment_path(name: str) -> Path | None:
 
     Raises ValueError for a home or a variable that is not known here, which would otherwise become
     the name of a folder.
+
+    >>> environment_path("GAN_EBM_NO_SUCH_VARIABLE") is None
+    True
     """
     if not (given := os.environ.get(name)):
         return None
@@ -447,6 +459,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` when the block ends without an error, and not before.
 
     Its folder is made if need be; errors are those of `partial_folder`.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with whole_file(Path(folder, "note")) as part:
+    ...         _ = part.write_text("whole")
+    ...         before = os.path.exists(Path(folder, "note"))
+    ...     print(before, Path(folder, "note").read_text())
+    False whole
     """
     with partial_folder(path.parent) as part:
         yield part / path.name
@@ -459,54 +478,59 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 
     A file is made there and moved to its final name in `folder` by `os.replace`, so nothing
     half-written ever bears that name; `whole_file` does so for a single one. `folder` is made if
-    need be. What a killed process left behind is removed on entry: at once if the process ran here,
-    else after a day without a change, since other machines may share the folder.
+    need be. What a killed process left behind is removed on entry. What a living one is making
+    stays, on whatever machine or in whatever container it runs: it holds a lock, which the
+    operating system releases when the process ends.
 
     Raises OSError, with the folder, where it or the block cannot write.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with partial_folder(Path(folder)) as part:
+    ...         _ = (part / "note").write_text("half")
+    ...     os.listdir(folder)
+    []
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for remains in folder.glob(".partial-*"):
-            if _is_left(remains):
-                shutil.rmtree(remains, ignore_errors=True)
-        prefix = f".partial-{_here()}-{os.getpid()}-"
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as part:
-            yield Path(part)
+        for path in folder.glob(".partial-*.lock"):
+            # Refused while the owner lives, to another user, and where there are no locks: then all
+            # is left alone. Over NFS the server keeps the locks, so they hold among machines; only
+            # a mount that keeps them to itself ("nolock") must not be shared.
+            with contextlib.suppress(OSError):
+                with path.open("r+b") as file:
+                    _lock(file, wait=False)
+                    for remains in folder.glob(f"{path.stem}-*"):
+                        shutil.rmtree(remains)
+                path.unlink()
+        path = folder / f".partial-{uuid.uuid4().hex}.lock"
+        try:
+            with path.open("xb") as file:
+                with contextlib.suppress(OSError):  # no locks here: it is refused to others, too
+                    _lock(file, wait=True)  # for one who clears up and has just seen the file
+                with tempfile.TemporaryDirectory(prefix=f"{path.stem}-", dir=folder) as part:
+                    yield Path(part)
+        finally:
+            with contextlib.suppress(OSError):  # it was not made, or is removed already
+                path.unlink()
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        is_closed = isinstance(error, PermissionError | FileExistsError | NotADirectoryError)
+        if not is_closed and error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EROFS):
             raise  # of something else that the block does, as a download
         raise OSError(
             f"nothing was written to {folder}, give a folder with room that takes files: {error}"
         ) from error
 
 
-def _here() -> str:
-    """The host and, on Linux, its space of process numbers: each container has its own."""
-    try:
-        space = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        space = 0
-    return f"{platform.node()}-{space}"
+def _lock(file: BinaryIO, wait: bool) -> None:
+    """Lock a file until it is closed, at the latest by the end of the process.
 
+    Raises OSError where another has the lock, or where there are no locks.
+    """
+    if os.name == "nt":
+        import msvcrt
 
-def _is_left(remains: Path) -> bool:
-    """Whether nobody is at work any more in a folder that `partial_folder` made."""
-    here, *owner = remains.name.removeprefix(".partial-").rsplit("-", 2)
-    # On Windows os.kill ends a process, or sends Ctrl+C to its group, whatever the signal.
-    if here == _here() and owner[0].isdecimal() and os.name != "nt":
-        return not _is_alive(int(owner[0]))
-    try:
-        changed = max(path.lstat().st_mtime for path in (remains, *remains.rglob("*")))
-    except OSError:  # its owner has just removed it
-        return False
-    return time.time() - changed > _GIVEN_UP
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
 
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # no such process, no such number
-        return False
-    except PermissionError:
-        return True
-    return True
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

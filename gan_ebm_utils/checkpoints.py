@@ -31,7 +31,12 @@ REQUIRED = {"recipe", "settings", "seed", "metrics", "date"}
 
 
 class Checkpoint(NamedTuple):
-    """Networks in evaluation mode with frozen weights, further tensors, and the card."""
+    """Networks in evaluation mode with frozen weights, further tensors, and the card.
+
+    >>> stored = load("mnist_features")
+    >>> list(stored.networks), stored.card["seed"]
+    (['classifier'], 0)
+    """
 
     networks: dict[str, nn.Module]
     tensors: dict[str, Tensor]
@@ -49,15 +54,14 @@ class Checkpoint(NamedTuple):
         4
         """
         suffix = which and f"_{which}"
-        own = f"generator{suffix}"
-        name, judge = own if own in self.networks else "generator", f"discriminator{suffix}"
+        own, judge = f"generator{suffix}", f"discriminator{suffix}"
+        name = own if own in self.networks else "generator"
         if missing := {name, judge} - self.networks.keys():
-            raise ValueError(
-                f"no GAN {which!r}: {', '.join(sorted(missing))} is not among the networks "
-                f"{', '.join(self.networks) or '(none)'}"
-            )
+            raise ValueError(f"no network {', '.join(sorted(missing))} in {[*self.networks]}")
         kwargs = self.card["networks"][name]["kwargs"]
-        latent_dim = kwargs["latent_dim" if "latent_dim" in kwargs else "in_features"]
+        latent_dim = kwargs.get("latent_dim", kwargs.get("in_features"))
+        if latent_dim is None:
+            raise ValueError(f"the arguments of {name} on the card name no latent_dim: {kwargs}")
         return Gan(self.networks[name], self.networks[judge], latent_dim)
 
 
@@ -88,6 +92,16 @@ def save(
     are not finite, and a network that `load` would not give back: its builder is not of this
     package or builds another one, or its weights are not finite or wider than float32. Raises
     OSError if `folder` cannot be written.
+
+    >>> import tempfile
+    >>> from gan_ebm_utils.networks import mlp
+    >>> how = {"in_features": 2, "hidden": [8]}
+    >>> network = mlp(**how, generator=torch.Generator().manual_seed(0))
+    >>> card = {"recipe": "by hand", "settings": {}, "seed": 0, "metrics": {}, "date": "2025-01-31"}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save("one", {"logit": (network, mlp, how)}, {}, card, Path(folder))
+    ...     torch.equal(load("one", folder=Path(folder)).networks["logit"][0].bias, network[0].bias)
+    True
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"a checkpoint's name has letters, digits, '_', '-' and '.', got {name!r}")
@@ -95,18 +109,13 @@ def save(
         raise ValueError(f"the card of {name!r} lacks {', '.join(sorted(missing))}")
     if strays := [key for key, value in tensors.items() if not isinstance(value, Tensor)]:
         raise ValueError(f"{', '.join(strays)} of {name!r} must be tensors")
-    weights = {f"tensors/{key}": value for key, value in tensors.items()}
-    for key, (module, _, _) in networks.items():
+    weights, built = {f"tensors/{key}": value for key, value in tensors.items()}, {}
+    for key, (module, builder, kwargs) in networks.items():
         weights |= {f"networks/{key}/{k}": v for k, v in module.state_dict().items()}
-    weights = {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in weights.items()
-    }
+        built[key] = {"function": f"{builder.__module__}.{builder.__qualname__}", "kwargs": kwargs}
+    for key, value in weights.items():
+        weights[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     raw = safetensors.torch.save(weights)
-    built = {
-        key: {"function": f"{builder.__module__}.{builder.__qualname__}", "kwargs": kwargs}
-        for key, (_, builder, kwargs) in networks.items()
-    }
     card = {**card, "networks": built, "sha256": hashlib.sha256(raw).hexdigest()}
     text = json.dumps(card, indent=2, allow_nan=False) + "\n"
 
@@ -128,16 +137,14 @@ def _check_comes_back(name: str, networks: dict[str, Built], folder: Path) -> No
     for key, (module, builder, kwargs) in networks.items():
         if repr(module) != repr(back[key]):
             raise ValueError(
-                f"network {key!r} of {name!r} is not what {builder.__name__} builds from {kwargs}:"
-                f"\n{module}\nagainst\n{back[key]}"
+                f"{key!r}, {module}, is not what {builder.__name__} makes of {kwargs}: {back[key]}"
             )
-        found = back[key].state_dict()
         for k, v in module.state_dict().items():
-            as_wide = torch.promote_types(v.dtype, found[k].dtype) == found[k].dtype
-            if not (as_wide and torch.equal(found[k].to(v.dtype), v.cpu())):
+            found = back[key].state_dict()[k]
+            as_wide = torch.promote_types(v.dtype, found.dtype) == found.dtype
+            if not (as_wide and torch.equal(found.to(v.dtype), v.cpu())):
                 raise ValueError(
-                    f"network {key!r} of {name!r}: {k}, {v.dtype}, would not come back as it is; "
-                    "weights must be finite and float32 (network.float()) or shorter"
+                    f"{k} of {key!r} must be finite and at most float32 to come back, got {v.dtype}"
                 )
 
 
@@ -151,9 +158,8 @@ def load(name: str, device: torch.device | str = "cpu", folder: Path | None = No
     torch.Size([1, 10])
     """
     folder = folder or DATA
-    if name not in available(folder):
-        known = ", ".join(available(folder)) or "none"
-        raise ValueError(f"unknown checkpoint {name!r}; available in {folder}: {known}")
+    if name not in (known := available(folder)):
+        raise ValueError(f"unknown checkpoint {name!r}; available in {folder}: {known or 'none'}")
     path = folder / f"{name}.safetensors"
     try:
         raw = path.read_bytes()
@@ -166,34 +172,28 @@ def load(name: str, device: torch.device | str = "cpu", folder: Path | None = No
     except Exception as error:
         reason = f"its card lacks {error}" if isinstance(error, KeyError) else error
         raise RuntimeError(
-            f"checkpoint {path} cannot be used: {reason}. Reinstall the package, or run the recipe "
-            "that makes it again."
+            f"checkpoint {path} cannot be used: {reason}; reinstall the package, or run its recipe"
         ) from error
-    tensors = {
-        key.removeprefix("tensors/"): value.to(device)
-        for key, value in stored.items()
-        if key.startswith("tensors/")
-    }
+    tensors = {key: value.to(device) for key, value in _below("tensors/", stored).items()}
     return Checkpoint({key: net.to(device) for key, net in built.items()}, tensors, card)
+
+
+def _below(prefix: str, stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What is stored under names that begin with `prefix`, by the rest of its name."""
+    return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
 
 
 def _build(key: str, function: str, kwargs: dict[str, Any], stored: dict[str, Tensor]) -> nn.Module:
     # Cards of earlier versions name a function of `networks` without its module.
+    if "." not in function:
+        function = f"{__package__}.networks.{function}"
+    if not function.startswith(f"{__package__}."):
+        raise ValueError(f"{function}, builder of {key!r}, is not of {__package__}: move it there")
     module, _, name = function.rpartition(".")
-    package = __package__ or ""
-    if not f"{module or package}.".startswith(f"{package}."):
-        raise ValueError(
-            f"network {key!r} is built by {function}, which is not of {package}, the only package "
-            "that is sure to be there when it is loaded; put the builder into its networks"
-        )
-    builder = getattr(importlib.import_module(module or f"{package}.networks"), name, None)
-    if builder is None:
-        raise ValueError(f"network {key!r} is built by {function}, which this version has not")
+    builder = getattr(importlib.import_module(module), name)
     # The builder's initial weights are overwritten at once, so any generator will do. The default
     # device and type may be the user's own.
     with torch.device("cpu"):
         network = builder(**kwargs, generator=torch.Generator().manual_seed(0))
-    prefix = f"networks/{key}/"
-    state = {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
-    network.float().load_state_dict(state, strict=True)
+    network.float().load_state_dict(_below(f"networks/{key}/", stored))
     return network.eval().requires_grad_(False)

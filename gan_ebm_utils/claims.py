@@ -15,11 +15,7 @@ class ClaimError(AssertionError):
 
 
 def claim(
-    text: str,
-    value: float | Tensor,
-    *,
-    at_most: float | None = None,
-    at_least: float | None = None,
+    text: str, value: float | Tensor, *, at_most: float | None = None, at_least: float | None = None
 ) -> None:
     """Print `text` with a check mark if `value` lies within the bounds, else raise ClaimError.
 

@@ -1,64 +1,65 @@
 """The energies that a GAN defines, in its latent space and on its samples.
 
-Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats. Each energy is a
-module that holds both networks, so that a sampler finds them.
+Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats. Each takes a `Gan`
+and is a function whose networks a sampler finds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_ebm_utils.base import Energy, Gan, check_positive
+from gan_ebm_utils.base import Energy, Gan, check_positive, check_shape
 
 
-class _GanEnergy(nn.Module):
-    """E(z) = function(z, d(G(z)))."""
+def pullback(energy: Energy, gan: Gan) -> Energy:
+    """E'(z) = |z|^2 / 2 + E(G(z)): the law of z that is the prior times e^{-E(G(z))}.
 
-    def __init__(self, gan: Gan, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.generator, self.discriminator, self.function = gan[0], gan[1], function
+    Its pushforward by G is p_g e^{-E} / Z, whatever `energy` of samples is given (Che et al. 2020,
+    arXiv:2003.06060, for E = -d).
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.function(z, self.discriminator(self.generator(z)))
-
-
-def latent_energy(gan: Gan) -> Energy:
-    """E(z) = |z|^2 / 2 - d(G(z)): the law whose pushforward is p_g e^d / Z.
-
-    If d = log(p_d / p_g), the pushforward is p_d (Che et al. 2020, arXiv:2003.06060).
+    >>> gan = Gan(nn.Identity(), nn.Flatten(), 2)
+    >>> pullback(lambda x: x.square().sum(dim=-1), gan)(torch.ones(1, 3, 2))
+    tensor([[3., 3., 3.]])
     """
-    return _GanEnergy(gan, lambda z, d: z.square().sum(dim=-1) / 2 - d)
+    return lambda z: z.square().sum(dim=-1) / 2 + energy(gan.generator(z))
 
 
-def wgan_latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
-    """E(z) = |z|^2 / 2 - f(G(z)) / T, for a Wasserstein critic f in the place of the logit.
+def latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
+    """E(z) = |z|^2 / 2 - d(G(z)) / T: the law whose pushforward is p_g e^{d/T} / Z.
 
-    At T = 1 this is the energy of Che et al. (2020, arXiv:2003.06060). A critic is no
-    log ratio, so that no T makes the pushforward p_d in general; `refine.calibrate` fits one.
+    If d = log(p_d / p_g) and T = 1, the pushforward is p_d (Che et al. 2020, arXiv:2003.06060). A
+    Wasserstein critic in the place of d is no log ratio, so that no T makes the pushforward p_d in
+    general; `calibration.calibrate` fits one.
+
+    Raises ValueError for a temperature that is not positive.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> latent_energy(exact_gan().gan)(torch.zeros(1, 3, 2)).shape
+    torch.Size([1, 3])
     """
     check_positive(temperature=temperature)
-    return _GanEnergy(gan, lambda z, d: z.square().sum(dim=-1) / 2 - d / temperature)
+    return pullback(lambda x: -gan.discriminator(x) / temperature, gan)
 
 
 def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
     """E(z) = |z - z_0| - d(G(z)) / k, whose minimum transports z_0 along a ray.
 
     `start` is z_0, (R, n, latent_dim); `k` a Lipschitz constant of d(G(z)), one number or (R, 1)
-    (Tanaka 2019, arXiv:1910.06832). With the identity for G it moves samples (R, n, *event); the
-    norm is over all of the event's axes.
+    (Tanaka 2019, arXiv:1910.06832). With the identity for G it moves samples
+    (R, n, *event); the norm is over all of the event's axes.
 
     Raises ValueError for a k that is not positive, or of another shape.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, z = exact_gan().gan, torch.zeros(1, 3, 2)
+    >>> bool((dot_energy(gan, z, k=2.0)(z) == -gan.logit(z) / 2).all())
+    True
     """
-    if isinstance(k, Tensor) and k.numel() > 1 and tuple(k.shape) != (len(start), 1):
-        raise ValueError(
-            f"k must be one number or one for each replicate, ({len(start)}, 1), got "
-            f"{tuple(k.shape)}"
-        )
-    check_positive(k=float(k.min()) if isinstance(k, Tensor) else float(k))
-    return _GanEnergy(gan, lambda z, d: (z - start).flatten(2).norm(dim=2) - d / k)
+    if isinstance(k, Tensor) and k.numel() > 1:
+        check_shape(k=(k, "R 1"), start=(start, "R n ..."))  # or of R = n it would divide each
+    check_positive(k=float(k.min()) if isinstance(k, Tensor) else k)
+    return lambda z: (z - start).flatten(2).norm(dim=2) - gan.logit(z) / k
 
 
 # First variations of f-divergences of p_g from p_d, as functions of d = log p_d - log p_g.
@@ -76,7 +77,31 @@ def flow_energy(gan: Gan, divergence: str = "KL") -> Energy:
     2021, arXiv:2012.00780).
 
     Raises ValueError for another divergence.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, z = exact_gan().gan, torch.zeros(1, 3, 2)
+    >>> bool((flow_energy(gan, "KL")(z) == -gan.logit(z)).all())
+    True
     """
     if divergence not in _FLOWS:
         raise ValueError(f"divergence must be one of {list(_FLOWS)}, got {divergence!r}")
-    return _GanEnergy(gan, lambda z, d: _FLOWS[divergence](d))
+    flow = _FLOWS[divergence]
+    return lambda z: flow(gan.logit(z))
+
+
+class NegativeEnergy(nn.Module):
+    """d(x) = -E(x), so that an energy can stand in a `Gan`, whose discriminator is high for data.
+
+    The energy of an autoencoder is low for data. Its negative ranks samples but is no log ratio:
+    calibrate it, or refit a classifier, before it is taken for one.
+
+    >>> NegativeEnergy(nn.Flatten())(torch.ones(1, 3))
+    tensor([[-1., -1., -1.]])
+    """
+
+    def __init__(self, energy: nn.Module) -> None:
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.energy(x)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_ebm_utils.base import gradients, rand
+from gan_ebm_utils.base import check_shape, gradients, rand
 
 
 def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
     >>> gan_d_loss(torch.zeros(1, 4), torch.zeros(1, 4))  # 2 log 2
     tensor([1.3863])
     """
-    _check_logits(real, fake)
+    _check("R n", real=real, fake=fake)
     return F.softplus(-real).mean(dim=1) + F.softplus(fake).mean(dim=1)
 
 
@@ -35,14 +35,21 @@ def saturating_g_loss(real: Tensor, fake: Tensor) -> Tensor:
     """The generator's loss of the minimax game: E_q log(1 - D) = -E_q sp(d).
 
     `real` is not used; it stands there because every loss of a generator has the same arguments.
+
+    >>> saturating_g_loss(torch.zeros(1, 4), torch.zeros(1, 4))  # -log 2
+    tensor([-0.6931])
     """
-    _check_logits(real, fake)
+    _check("R n", real=real, fake=fake)
     return -F.softplus(fake).mean(dim=1)
 
 
 def non_saturating_g_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The generator's loss in use, -E_q log D = E_q sp(-d) (Goodfellow et al. 2014, section 3)."""
-    _check_logits(real, fake)
+    """The generator's loss in use, -E_q log D = E_q sp(-d) (Goodfellow et al. 2014, section 3).
+
+    >>> non_saturating_g_loss(torch.zeros(1, 4), torch.zeros(1, 4))  # log 2
+    tensor([0.6931])
+    """
+    _check("R n", real=real, fake=fake)
     return F.softplus(-fake).mean(dim=1)
 
 
@@ -51,14 +58,21 @@ def wasserstein_d_loss(real: Tensor, fake: Tensor) -> Tensor:
 
     A critic is no log ratio: f + c and, without a constraint, any multiple do as well (Arjovsky et
     al. 2017, arXiv:1701.07875, equation 2).
+
+    >>> wasserstein_d_loss(torch.ones(1, 4), torch.zeros(1, 4))
+    tensor([-1.])
     """
-    _check_logits(real, fake)
+    _check("R n", real=real, fake=fake)
     return fake.mean(dim=1) - real.mean(dim=1)
 
 
 def wasserstein_g_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The generator's loss against a critic, -E_q f."""
-    _check_logits(real, fake)
+    """The generator's loss against a critic, -E_q f.
+
+    >>> wasserstein_g_loss(torch.ones(1, 4), torch.full((1, 4), 2.0))
+    tensor([-2.])
+    """
+    _check("R n", real=real, fake=fake)
     return -fake.mean(dim=1)
 
 
@@ -70,6 +84,9 @@ class FDivergence(NamedTuple):
     arXiv:1606.00709, equation 4 and table 6). `output` maps a network's value v, any real number,
     to T(v) in that domain; `conjugate` maps v to f*(T(v)), written without loss of digits;
     `log_ratio` maps v to the log p/q that T(v) stands for, nan where that ratio is not positive.
+
+    >>> js.bound(torch.zeros(1, 4), torch.zeros(1, 4))  # 2 JSD of two equal laws
+    tensor([0.])
     """
 
     name: str
@@ -80,7 +97,7 @@ class FDivergence(NamedTuple):
 
     def bound(self, real: Tensor, fake: Tensor) -> Tensor:
         """E_p T - E_q f*(T) from network values (R, n), as (R,): at most D_f(p || q)."""
-        _check_logits(real, fake)
+        _check("R n", real=real, fake=fake)
         return self.output(real).mean(dim=1) - self.conjugate(fake).mean(dim=1)
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -129,8 +146,12 @@ def gradient_penalty(
 
     `real` and `fake` are (R, n, *event); the norm is over all of the event's axes (Gulrajani et al.
     2017, arXiv:1704.00028, equation 3).
+
+    >>> twice = lambda x: 2 * x.sum(dim=-1)  # of slope 2
+    >>> gradient_penalty(twice, torch.zeros(1, 4, 1), torch.ones(1, 4, 1), torch.Generator())
+    tensor([1.])
     """
-    _check_batches(real, fake)
+    _check("R n ...", real=real, fake=fake)
     if real.shape != fake.shape:
         raise ValueError(
             f"real and fake must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
@@ -146,37 +167,27 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
     """E_p |grad d(x)|^2 over real data (R, n, *event), (R,); weight it with gamma/2.
 
     The norm is over all of the event's axes (Mescheder et al. 2018, arXiv:1801.04406, equation 9).
+
+    >>> r1_penalty(lambda x: 2 * x.sum(dim=-1), torch.zeros(1, 4, 1))
+    tensor([4.])
     """
-    _check_batches(real, real)
+    _check("R n ...", real=real)
     return _gradient(discriminator, real).square().sum(dim=2).mean(dim=1)
 
 
 def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The gradient at each point of (R, n, *event), (R, n, size), open to a further derivative."""
-    if x.ndim < 3:
-        raise ValueError(f"a penalty takes samples (R, n, *event), got {tuple(x.shape)}")
     with gradients():
         x = x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
     return gradient.flatten(start_dim=2)
 
 
-def _check_logits(real: Tensor, fake: Tensor) -> None:
-    _check_batches(real, fake)
-    if real.ndim != 2 or fake.ndim != 2:
-        raise ValueError(
-            "a loss takes one logit per sample, real and fake as (R, n), got "
-            f"{tuple(real.shape)} and {tuple(fake.shape)}"
-        )
-
-
-def _check_batches(real: Tensor, fake: Tensor) -> None:
-    for name, batch in (("real", real), ("fake", fake)):
-        if batch.ndim < 2 or 0 in batch.shape:
+def _check(axes: str, **batches: Tensor) -> None:
+    """Raise ValueError unless the batches are floats with these axes, of any n and of one R."""
+    check_shape(**{name: (x, axes.replace("n", f"n_{name}")) for name, x in batches.items()})
+    for name, x in batches.items():
+        if not x.numel() or not x.is_floating_point():
             raise ValueError(
-                f"{name} must be (R, n, ...) with R and n at least 1, got {tuple(batch.shape)}"
+                f"{name} must be of a floating type and not empty, got {x.dtype} {tuple(x.shape)}"
             )
-        if not batch.is_floating_point():
-            raise ValueError(f"{name} must be of a floating type, got {batch.dtype}")
-    if len(real) != len(fake):
-        raise ValueError(f"real holds {len(real)} replicates and fake {len(fake)}; give the same")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,21 +18,19 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from gan_ebm_utils.base import (
+    Box,
     Distribution,
     Energy,
     Sample,
     check_count,
     check_positive,
     check_samples,
+    check_shape,
     device_of,
+    distances,
     dtype_of,
     evaluating,
 )
-
-Box = tuple[float, float, float, float]  # left, right, bottom, top
-
-# Distances held in memory at once (32 MB).
-_CHUNK = 2**22
 
 
 class Interval(NamedTuple):
@@ -44,9 +42,8 @@ class Interval(NamedTuple):
     digits: int
 
     def __str__(self) -> str:
-        return (
-            f"{self.mean:.{self.digits}f} [{self.low:.{self.digits}f}, {self.high:.{self.digits}f}]"
-        )
+        mean, low, high = (f"{number:.{self.digits}f}" for number in self[:3])
+        return f"{mean} [{low}, {high}]"
 
 
 def mean_interval(values: Tensor, digits: int = 3) -> Interval:
@@ -63,9 +60,8 @@ def mean_interval(values: Tensor, digits: int = 3) -> Interval:
     check_samples(values=values)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must be (R,) with R at least 2, got {tuple(values.shape)}")
-    values = _in_float64(values)
-    mean, half = float(values.mean()), student.ppf(0.975, len(values) - 1)
-    half = float(half * values.std() / math.sqrt(len(values)))
+    values, n = _in_float64(values), len(values)
+    mean, half = float(values.mean()), student.ppf(0.975, n - 1) * float(values.std()) / n**0.5
     return Interval(mean, mean - half, mean + half, digits)
 
 
@@ -81,12 +77,11 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
     >>> emd(torch.zeros(1, 3, 2), torch.ones(1, 3, 2))  # sqrt(2)
     tensor([1.4142], dtype=torch.float64)
     """
-    _check_pair(x, y)
-    if x.shape != y.shape:
-        raise ValueError(f"x and y must have one shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+    check_samples(x=x, y=y)
+    check_shape(x=(x, "R n d"), y=(y, "R n d"))
     costs = []
     for a, b in zip(_in_float64(x), _in_float64(y), strict=True):
-        cost = torch.cat(list(_distances(a, b)))
+        cost = torch.cat(list(distances(a, b)))
         # In units of the largest: the solver takes costs below 1e-11 or so for 0.
         unit = float(cost.max()) or 1.0
         costs.append(unit * ot.emd2([], [], cost.div_(unit).numpy(), numItermax=10_000_000))
@@ -98,6 +93,12 @@ def emd_floor(sample: Sample, n: int, generator: torch.Generator, replicates: in
 
     A model that equals the law scores this and not 0. `sample(size, generator)` draws the points,
     as `Distribution.sample` does.
+
+    >>> from gan_ebm_utils.base import randn, seeded
+    >>> normal = lambda size, generator: randn(*size, 2, generator=generator)
+    >>> few, many = (emd_floor(normal, n, seeded(0, "cpu")).mean() for n in (10, 100))
+    >>> bool(0 < many < few)
+    True
     """
     check_count(n=n, replicates=replicates)
     return emd(sample((replicates, n), generator), sample((replicates, n), generator))
@@ -106,8 +107,9 @@ def emd_floor(sample: Sample, n: int, generator: torch.Generator, replicates: in
 class ModeReport(NamedTuple):
     """How samples cover the modes of a mixture, each field (R,).
 
-    `recovered`: modes with at least one sample within n_std * std. `min_share`: the share of the
-    rarest mode times the number of modes, 1 at best. `high_quality`: share of samples within
+    `recovered`: modes with at least one sample within n_std * std. One is enough: chains that copy
+    a few draws recover a mode, whatever share of the samples it should have. `min_share`: the share
+    of the rarest mode times the number of modes, 1 at best. `high_quality`: share of samples within
     n_std * std of their nearest mode. `inlier_std`: their standard deviation about it, per
     coordinate. `jsd` and `reverse_kl` (KL(shares || uniform)) compare the inliers' shares of the
     modes with equal shares, in nats.
@@ -137,15 +139,10 @@ def mode_report(x: Tensor, means: Tensor, std: float, n_std: float = 4.0) -> Mod
     """
     check_positive(std=std, n_std=n_std)
     check_samples(x=x, means=means)
-    if x.ndim != 3 or means.ndim != 2 or x.shape[2] != means.shape[1]:
-        raise ValueError(
-            f"x must be (R, n, d) and means (modes, d), got {tuple(x.shape)} and "
-            f"{tuple(means.shape)}"
-        )
-    means, n_modes = _in_float64(means), len(means)
-    rows = [part.min(dim=1) for part in _distances(_in_float64(x).flatten(0, 1), means)]
-    distance = torch.cat([row.values for row in rows]).reshape(x.shape[:2])
-    nearest = torch.cat([row.indices for row in rows]).reshape(x.shape[:2])
+    check_shape(x=(x, "R n d"), means=(means, "modes d"))
+    x, means, n_modes = _in_float64(x), _in_float64(means), len(means)
+    rows = zip(*(part.min(dim=1) for part in distances(x.flatten(0, 1), means)), strict=True)
+    distance, nearest = (torch.cat(parts).reshape(x.shape[:2]) for parts in rows)
     inlier = distance < n_std * std
     counts = distance.new_zeros(len(x), n_modes)
     counts.scatter_add_(1, nearest, inlier.double())
@@ -185,14 +182,9 @@ def calibration(real: Tensor, fake: Tensor, n_bins: int = 15) -> Calibration:
     """
     check_count(n_bins=n_bins)
     check_samples(real=real, fake=fake)
-    if real.ndim != 2 or real.shape != fake.shape:
-        raise ValueError(
-            f"real and fake must be logits (R, n) of one shape, got {tuple(real.shape)} and "
-            f"{tuple(fake.shape)}"
-        )
+    check_shape(real=(real, "R n"), fake=(fake, "R n"))
     d = _in_float64(torch.cat([real, fake], dim=1)).sigmoid()
-    is_real = torch.zeros_like(d)
-    is_real[:, : real.shape[1]] = 1
+    is_real = (torch.arange(d.shape[1], device="cpu") < real.shape[1]).to(d).expand_as(d)
     which = (d * n_bins).long().clamp(max=n_bins - 1)
 
     def total(values: Tensor) -> Tensor:
@@ -207,24 +199,23 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
     0 if and only if the laws agree; in units of x. The estimate may be negative: over pairs of
     different points it has the distance as its mean (Szekely and Rizzo 2013).
+
+    Raises ValueError for other shapes, fewer than 2 points, values that are not finite.
+
+    >>> energy_distance(torch.zeros(1, 3, 1), torch.ones(1, 2, 1))  # two points
+    tensor([2.], dtype=torch.float64)
     """
-    _check_pair(x, y)
-    if x.shape[0] != y.shape[0] or x.shape[2] != y.shape[2]:
-        raise ValueError(
-            f"x and y must have one R and one d, got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
+    check_samples(x=x, y=y)
+    check_shape(x=(x, "R n d"), y=(y, "R m d"))
     if min(x.shape[1], y.shape[1]) < 2:
         raise ValueError(f"give at least 2 points each, got {tuple(x.shape)}, {tuple(y.shape)}")
 
-    def total(a: Tensor, b: Tensor) -> Tensor:
-        return sum(part.sum() for part in _distances(a, b))
+    def mean(a: Tensor, b: Tensor) -> Tensor:
+        n_pairs = len(a) * (len(b) - (a is b))
+        return sum(part.sum() for part in distances(a, b)) / n_pairs
 
-    values = []
-    for a, b in zip(_in_float64(x), _in_float64(y), strict=True):
-        n, m = len(a), len(b)
-        within = total(a, a) / (n * (n - 1)) + total(b, b) / (m * (m - 1))
-        values.append(2 * total(a, b) / (n * m) - within)
-    return torch.stack(values)
+    pairs = zip(_in_float64(x), _in_float64(y), strict=True)
+    return torch.stack([2 * mean(a, b) - mean(a, a) - mean(b, b) for a, b in pairs])
 
 
 def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> Tensor:
@@ -237,42 +228,38 @@ def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> T
 
     Raises ValueError if fewer than 2 cells are left: give more samples, or a box around the data.
     So it does if the cells are too wide for the density's details.
+
+    >>> from gan_ebm_utils.base import rand, seeded
+    >>> square = Distribution(None, lambda x: torch.zeros_like(x[:, 0]), None)  # uniform
+    >>> x, box = rand(1, 5000, 2, generator=seeded(0, "cpu")), (0.0, 1.0, 0.0, 1.0)
+    >>> bool(chi_square(x, square, box) < 5), bool(chi_square(x**1.5, square, box) > 5)
+    (True, True)
     """
     check_count(n_cells=n_cells)
     check_samples(x=x)
-    if x.ndim != 3 or x.shape[2] != 2:
-        raise ValueError(f"x must be (R, n, 2), got {tuple(x.shape)}")
-    if truth.log_prob is None:
-        raise ValueError("truth has no log_prob, so no cell has a known probability")
+    check_shape(x=(x, "R n 2"))
     fine = 20  # points of the midpoint rule along each side of a cell
-    points, area = _grid(box, n_cells * fine)
-    p = truth.log_prob(points).exp() * area
+    _, area, log_p = _grid_of_truth(truth, box, n_cells * fine)
+    p = log_p.exp() * area
     p = p.reshape(n_cells, fine, n_cells, fine).sum(dim=(1, 3)).flatten()
-    if not p.sum() <= 1 + 1e-3:
-        raise ValueError(
-            f"the truth has mass {float(p.sum()):.4f} in {n_cells} x {n_cells} cells over {box}; "
-            "give more cells, or a smaller box"
-        )
     x, n = _in_float64(x), x.shape[1]
-    left, right, bottom, top = box
-    column = ((x[..., 0] - left) / (right - left) * n_cells).floor().long()
-    row = ((x[..., 1] - bottom) / (top - bottom) * n_cells).floor().long()
+    low, high = x.new_tensor(box[::2]), x.new_tensor(box[1::2])
+    column, row = ((x - low) / (high - low) * n_cells).floor().long().unbind(dim=2)
     inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
     cell = torch.where(inside, column * n_cells + row, n_cells**2)
-    count = x.new_zeros(len(x), n_cells**2 + 1)
-    count.scatter_add_(1, cell, torch.ones_like(x[..., 0]))
+    count = torch.stack([cells.bincount(minlength=n_cells**2 + 1) for cells in cell])
     own = n * p >= 10
-    if int(own.sum()) < 2:
+    if (k := int(own.sum())) < 2:
         raise ValueError(
-            f"only {int(own.sum())} cells expect 10 of the {n} samples or more; give more samples, "
-            "fewer cells, or a box around the data"
+            f"only {k} cells expect 10 of the {n} samples or more; give more samples, fewer cells, "
+            "or a box around the data"
         )
     expected = torch.cat([n * p[own], (n * (1 - p[own].sum())).clamp(min=1e-3)[None]])
     seen = count[:, :-1][:, own]
     seen = torch.cat([seen, n - seen.sum(dim=1, keepdim=True)], dim=1)
     statistic = ((seen - expected) ** 2 / expected).sum(dim=1)
-    spread = 2 / (9 * int(own.sum()))
-    return ((statistic / int(own.sum())) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
+    spread = 2 / (9 * k)
+    return ((statistic / k) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
 
 
 def log_partition(energy: Energy, box: Box, replicates: int = 1, n: int = 400) -> Tensor:
@@ -284,17 +271,17 @@ def log_partition(energy: Energy, box: Box, replicates: int = 1, n: int = 400) -
 
     Raises ValueError for an energy that does not take them, or returns another shape;
     FloatingPointError where it is nan or -inf, or +inf everywhere.
+
+    >>> normal = lambda x: x.square().sum(dim=-1) / 2
+    >>> print(f"{float(log_partition(normal, (-6.0, 6.0, -6.0, 6.0)).exp()):.4f}")  # 2 pi
+    6.2832
     """
     points, cell = _grid(box, n)
     return torch.logsumexp(-_on_grid(energy, points, replicates), dim=1) + math.log(cell)
 
 
 def kl_to_truth(
-    energy: Energy,
-    truth: Distribution,
-    box: Box,
-    replicates: int = 1,
-    n: int = 400,
+    energy: Energy, truth: Distribution, box: Box, replicates: int = 1, n: int = 400
 ) -> Tensor:
     """KL(p || e^{-E}/Z) = E_p [log p + E] + log Z in nats, by quadrature over `box`, as (R,).
 
@@ -302,20 +289,16 @@ def kl_to_truth(
 
     Raises ValueError if the truth has no density, or if the grid does not see it: less than .999
     of it in the box, or cells too wide.
+
+    >>> normal = lambda x: x.square().sum(dim=-1) / 2
+    >>> truth = Distribution(None, lambda x: -normal(x) - math.log(2 * math.pi), None)
+    >>> kl = kl_to_truth(lambda x: normal(x / 2), truth, (-9.0, 9.0, -9.0, 9.0))
+    >>> print(f"{float(kl):.4f}")  # log 4 - 3/4
+    0.6363
     """
-    if truth.log_prob is None:
-        raise ValueError("truth has no log_prob, so no divergence from it can be computed")
-    points, cell = _grid(box, n)
-    log_p = truth.log_prob(points).double()
-    p = log_p.exp() * cell
-    if not abs(float(p.sum()) - 1) <= 1e-3:
-        raise ValueError(
-            f"the truth has mass {float(p.sum()):.4f} on the grid of {n} x {n} cells over {box}; "
-            "give a larger box or more cells"
-        )
-    values = _on_grid(energy, points, replicates)
+    points, cell, log_p = _grid_of_truth(truth, box, n, least=0.999)
+    values, p = _on_grid(energy, points, replicates), log_p.softmax(dim=0)
     log_z = torch.logsumexp(-values, dim=1) + math.log(cell)
-    p = p / p.sum()
     # Where p is 0 nothing is added, even if an energy is infinite there.
     return torch.where(p > 0, p * (log_p + values), 0.0).sum(dim=1) + log_z
 
@@ -329,6 +312,10 @@ def rhat(draws: Tensor) -> Tensor:
     Raises ValueError for fewer than 4 draws or 2 chains, a coordinate that moves in no chain, and
     if all values are below 1.1 although a chain `stands_still`; warns if the effective sample size
     is too small for the values to mean much.
+
+    >>> draws = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    >>> bool(rhat(draws) < 1.01)
+    True
     """
     return _diagnose("rhat", draws)
 
@@ -341,6 +328,10 @@ def ess(draws: Tensor) -> Tensor:
 
     Raises and warns as `rhat` does; values that need no warning are refused if a chain
     `stands_still`.
+
+    >>> draws = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
+    >>> bool(3000 < ess(draws) < 5000), bool(3000 < ess(draws.repeat_interleave(2, dim=0)) < 5000)
+    (True, True)
     """
     return _diagnose("ess", draws)
 
@@ -363,23 +354,27 @@ def stands_still(draws: Tensor) -> Tensor:
 
 def _diagnose(name: str, draws: Tensor) -> Tensor:
     check_samples(draws=draws)
-    if draws.ndim not in (2, 3) or draws.shape[0] < 4:
+    shape = tuple(draws.shape)
+    if len(shape) not in (2, 3) or shape[0] < 4:
         raise ValueError(
             "draws must be (n_draws, n_chains) or (n_draws, n_chains, d) with at least 4 draws, "
-            f"got {tuple(draws.shape)}"
+            f"got {shape}"
         )
-    if name == "rhat" and draws.shape[1] < 2:
-        raise ValueError(
-            f"one chain cannot be compared with others, got {tuple(draws.shape)}; give at least 2"
-        )
+    if name == "rhat" and shape[1] < 2:
+        raise ValueError(f"one chain cannot be compared with others, got {shape}; give at least 2")
+    draws = _in_float64(draws).reshape(*shape[:2], -1)
     if (draws == draws[0]).flatten(end_dim=1).all(dim=0).any():
         raise ValueError("no chain has moved in some coordinate: its draws are all the same")
     # Imported here: only chains need it.
     from arviz_stats.base import array_stats
 
-    array = _in_float64(draws).numpy()
-    values = torch.from_numpy(np.atleast_1d(array_stats.ess(array, chain_axis=1, draw_axis=0)))
-    n_halves = 2 * draws.shape[1]
+    def of_draws(diagnose: Callable[..., np.ndarray]) -> Tensor:
+        # Halves that each stand at a value of their own have an R-hat of infinity. Draws of two
+        # values may lie equally far from the median: that part of R-hat is left out.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return torch.from_numpy(diagnose(draws.numpy(), chain_axis=1, draw_axis=0))
+
+    values, n_halves = of_draws(array_stats.ess), 2 * shape[1]
     seems_fine = values >= 50 * n_halves
     if not seems_fine.all():
         warnings.warn(
@@ -388,17 +383,13 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
             stacklevel=3,
         )
     if name == "rhat":
-        # Halves that each stand at a value of their own have an R-hat of infinity. Draws of two
-        # values may lie equally far from the median: that part of R-hat is left out.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            values = array_stats.rhat(array, chain_axis=1, draw_axis=0)
-        values = torch.from_numpy(np.atleast_1d(values))
+        values = of_draws(array_stats.rhat)
         seems_fine = values < 1.1
     hidden = seems_fine.all() or values.isnan().any()
     if hidden and (n_still := int(stands_still(draws).sum())):
         raise ValueError(
-            f"{n_still} of {draws.shape[1]} chains stand still in some coordinate for half of "
-            f"their {len(draws)} draws, which {name} = {values.tolist()} would hide; run longer, "
+            f"{n_still} of {shape[1]} chains stand still in some coordinate for half of their "
+            f"{shape[0]} draws, which {name} = {values.tolist()} would hide; run longer, "
             "or leave such chains out and say so"
         )
     return values
@@ -412,6 +403,23 @@ def _grid(box: Box, n: int) -> tuple[Tensor, float]:
     dx, dy = (right - left) / n, (top - bottom) / n
     centres = torch.arange(n, dtype=torch.float64, device="cpu") + 0.5
     return torch.cartesian_prod(left + dx * centres, bottom + dy * centres), dx * dy
+
+
+def _grid_of_truth(
+    truth: Distribution, box: Box, n: int, least: float = 0.0
+) -> tuple[Tensor, float, Tensor]:
+    """`_grid` and log p at its points; on it the truth has a mass from `least` to 1."""
+    if truth.log_prob is None:
+        raise ValueError("truth has no log_prob: give a law whose density is known")
+    points, cell = _grid(box, n)
+    log_p = truth.log_prob(points).double()
+    mass = float(log_p.exp().sum() * cell)
+    if not least <= mass <= 1.001:
+        raise ValueError(
+            f"the truth has mass {mass:.4f} on {n} x {n} points over {box}; give more cells, or a "
+            "box that holds the truth and little more"
+        )
+    return points, cell, log_p
 
 
 @torch.no_grad()
@@ -430,11 +438,7 @@ def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
                     f"the energy does not take points {tuple(x.shape)} in {dtype}: {error}. Give "
                     "replicates as it was built, and a network of a shorter type as .float()"
                 ) from error
-            if value.shape != x.shape[:2]:
-                raise ValueError(
-                    f"the energy must map ({replicates}, m, 2) to ({replicates}, m), got "
-                    f"{tuple(value.shape)} for m = {len(part)}"
-                )
+            check_shape(**{"x": (x, "R m 2"), "energy(x)": (value, "R m")})
             parts.append(_in_float64(value))
     values = torch.cat(parts, dim=1)
     if bad := int((values.isnan() | values.isneginf()).sum()):
@@ -445,7 +449,11 @@ def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and unbiased covariance (d, d) of features (n, d), n >= 2, float64 on the CPU."""
+    """Mean (d,) and unbiased covariance (d, d) of features (n, d), n >= 2, float64 on the CPU.
+
+    >>> moments(torch.tensor([[0.0, 0.0], [2.0, 4.0]]))[1].tolist()
+    [[2.0, 4.0], [4.0, 8.0]]
+    """
     check_samples(features=features)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must be (n, d) with n at least 2, got {tuple(features.shape)}")
@@ -469,13 +477,10 @@ def frechet_distance(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tenso
     """
     given = {"mean_x": mean_x, "cov_x": cov_x, "mean_y": mean_y, "cov_y": cov_y}
     check_samples(**given)
-    d = mean_x.numel()
-    if [tuple(a.shape) for a in given.values()] != [(d,), (d, d), (d,), (d, d)]:
-        raise ValueError(
-            "give means (d,) and covariances (d, d) of one d, got "
-            + ", ".join(str(tuple(a.shape)) for a in given.values())
-        )
-    mean_x, cov_x, mean_y, cov_y = (_in_float64(a) for a in given.values())
+    check_shape(
+        mean_x=(mean_x, "d"), cov_x=(cov_x, "d d"), mean_y=(mean_y, "d"), cov_y=(cov_y, "d d")
+    )
+    mean_x, cov_x, mean_y, cov_y = map(_in_float64, given.values())
     roots = [_root(name, given[name]) for name in ("cov_x", "cov_y")]
     cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
     spread = cov_x.trace() + cov_y.trace() - 2 * cross  # >= 0 up to rounding
@@ -501,26 +506,6 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(dim=1)
 
 
-def _check_pair(x: Tensor, y: Tensor) -> None:
-    check_samples(x=x, y=y)
-    for name, sample in (("x", x), ("y", y)):
-        if sample.ndim != 3:
-            raise ValueError(f"{name} must be (R, n, d), got {tuple(sample.shape)}")
-
-
 def _in_float64(x: Tensor) -> Tensor:
     """x on the CPU in float64: moved first, since not every device has that type."""
     return x.detach().cpu().double()
-
-
-def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """|x_i - y_j| of points (n, d) and (m, d), as (rows, m) for some rows of x after the other.
-
-    From differences: a matrix product cancels digits where points are far from 0 or near each
-    other. In units of a power of two, so that no square overflows and no digit is lost.
-    """
-    largest = float(torch.maximum(x.abs().max(), y.abs().max()))
-    unit = math.ldexp(0.5, math.frexp(largest)[1])
-    x, y = x / unit, y / unit
-    for part in x.split(max(1, _CHUNK // len(y))):
-        yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")

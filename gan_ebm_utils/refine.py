@@ -184,7 +184,7 @@ def mh_gan(
         if data is not None:
             kernel = kernel._replace(init=_start_at(gan, data, (replicates, n)))
         chain = run_chain(kernel, z, n_steps, generator, thin=n_steps)
-        z, moved = chain.positions[-1], chain.info.is_accepted > 0
+        z, moved = chain.positions[-1], chain.accepted_share > 0
         if data is not None and not moved.all():
             # As many chains in each replicate as the one with the most stuck chains needs.
             stuck = (~moved).int().argsort(dim=1, descending=True, stable=True)
@@ -199,7 +199,7 @@ def mh_gan(
             rows = torch.arange(replicates, device=z.device)[:, None].expand_as(stuck)
             z[rows, stuck] = torch.where(moved[rows, stuck, None], z[rows, stuck], fresh)
         samples = gan.generator(z)
-    return Refined(samples, z, chain.info.acceptance_rate.mean(dim=1), calls())
+    return Refined(samples, z, chain.acceptance_rate.mean(dim=1), calls())
 
 
 def isir_gan(
@@ -556,7 +556,7 @@ def _run(
         latents = chain.positions[-1]
         with torch.no_grad():
             samples = gan.generator(latents)
-    return Refined(samples, latents, chain.info.acceptance_rate.mean(dim=1), calls())
+    return Refined(samples, latents, chain.acceptance_rate.mean(dim=1), calls())
 
 
 def _start_at(gan: Gan, data: Tensor, size: tuple[int, int]) -> Callable[[Tensor], State]:

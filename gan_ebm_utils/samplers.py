@@ -299,7 +299,7 @@ def run_chain(
             "start; lower the step size, or run longer",
             stacklevel=2,
         )
-    return Chain(positions, energies, Info(rate / n_steps, moved / n_steps))
+    return Chain(positions, energies, rate / n_steps, moved / n_steps)
 
 
 class ReplayBuffer:

@@ -29,20 +29,23 @@ from gan_ebm_utils.losses import gan_d_loss
 from gan_ebm_utils.samplers import ReplayBuffer, run_chain
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+# A network, data and samples of the model (R, n, *event), and a generator, to (R,).
 Penalty = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+# A GAN, latents z and samples G(z) of a batch, through which gradients pass, to (R,).
+GeneratorPenalty = Callable[[Gan, Tensor, Tensor, torch.Generator], Tensor]
 # Data (R, n, *event) to samples of the model of the same shape.
 Negatives = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class History(NamedTuple):
-    """The losses of each step, (n_steps, R), without the penalty."""
+    """The losses of each step, (n_steps, R), without the penalties; nan where none is yet."""
 
     d_loss: Tensor
     g_loss: Tensor
 
 
 class EbmHistory(NamedTuple):
-    """The mean energies of each step, (n_steps, R), on data and on negatives."""
+    """The mean energies of each step on data and on negatives, (n_steps, R); nan where none yet."""
 
     real: Tensor
     fake: Tensor
@@ -71,6 +74,14 @@ def fit_discriminator(
 
     Raises ValueError for counts below 1, samples that are not finite or a network that is frozen,
     RuntimeError with the step if the loss stops being finite.
+
+    >>> from gan_ebm_utils.networks import mlp
+    >>> g = torch.Generator().manual_seed(0)
+    >>> d = mlp(2, (16,), generator=g)
+    >>> near, far = (lambda size, g, a=a: a + torch.randn(*size, 2, generator=g) for a in (0, 3))
+    >>> loss = fit_discriminator(d, near, far, gan_d_loss, 50, g)
+    >>> loss.shape, bool(loss[-1] < loss[0])
+    (torch.Size([50, 1]), True)
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     check_positive(learning_rate=learning_rate)
@@ -101,12 +112,15 @@ def refit_discriminator(
     copy comes back frozen, in evaluation mode. `settings` are those of `fit_discriminator`:
     replicates, batch_size, learning_rate, penalty. `data` draws from the points that the refit may
     see.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> from gan_ebm_utils.networks import mlp
+    >>> g, exact = torch.Generator().manual_seed(0), exact_gan()
+    >>> fresh = mlp(2, (16,), generator=g)
+    >>> refitted = refit_discriminator(exact.gan, fresh, exact.data.sample, 9, g)
+    >>> refitted.logit(exact.gan.prior((1, 5), g)).shape
+    torch.Size([1, 5])
     """
-
-    def fake(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        with torch.no_grad():
-            return gan.generator(gan.prior(size, generator))
-
     # What an earlier pass has left in a module, as the weight of `nn.utils.spectral_norm`, hangs on
     # a graph and cannot be copied otherwise.
     left = [t for module in discriminator.modules() for t in vars(module).values()]
@@ -115,7 +129,7 @@ def refit_discriminator(
     if not _weights(refitted):  # a network that was refitted or loaded before
         refitted.requires_grad_(True)
     with evaluating(gan.generator):
-        fit_discriminator(refitted, data, fake, gan_d_loss, n_steps, generator, **settings)
+        fit_discriminator(refitted, data, _draws(gan), gan_d_loss, n_steps, generator, **settings)
     return gan._replace(discriminator=refitted.eval().requires_grad_(False))
 
 
@@ -134,16 +148,26 @@ def train_gan(
     betas: tuple[float, float] = (0.5, 0.99),
     d_steps: int = 1,
     penalty: Penalty | None = None,
-    callback: Callable[[int], None] | None = None,
+    g_penalty: GeneratorPenalty | None = None,
+    callback: Callable[[int, History], None] | None = None,
 ) -> History:
     """Train both networks in turn: `d_steps` steps of the discriminator, one of the generator.
 
     The discriminator lowers d_loss(d(x), d(G(z))) + penalty(d, x, G(z), generator), the generator
-    lowers g_loss(d(x), d(G(z))) with the same x and fresh z. Both use Adam; over the second half
-    the learning rate falls linearly to 0. Weights that require no gradient stay as they are.
-    `callback(step)` is called after each step.
+    lowers g_loss(d(x), d(G(z))) + g_penalty(gan, z, G(z), generator) with the same x and fresh z.
+    Both use Adam; over the second half the learning rate falls linearly to 0. Weights that require
+    no gradient stay as they are. `callback(step, history)` is called after each step, and may
+    change what the losses use, as a weight that follows their values.
 
     Raises as `fit_discriminator` does, and ValueError for networks that share weights to train.
+
+    >>> from gan_ebm_utils import datasets, losses, networks
+    >>> g = torch.Generator().manual_seed(0)
+    >>> layers = {"hidden": (16,), "replicates": 5, "generator": g}
+    >>> gan = Gan(networks.mlp(2, out_features=2, **layers), networks.mlp(2, **layers), 2)
+    >>> rule = gan_d_loss, losses.non_saturating_g_loss
+    >>> train_gan(gan, datasets.moons().sample, *rule, 3, g, replicates=5).g_loss.shape
+    torch.Size([3, 5])
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
     check_positive(learning_rate=learning_rate)
@@ -160,9 +184,7 @@ def train_gan(
         for optimizer in (d_optimizer, g_optimizer):
             _set_rate(optimizer, learning_rate * min(1.0, 2 * (1 - step / n_steps)))
         for _ in range(d_steps):
-            x = data(size, generator)
-            with torch.no_grad():
-                y = gan.generator(gan.prior(size, generator))
+            x, y = data(size, generator), _draws(gan)(size, generator)
             value = _discriminator_step(
                 gan.discriminator, d_optimizer, d_loss, penalty, x, y, generator, step
             )
@@ -170,18 +192,20 @@ def train_gan(
         # The generator's gradient passes through the discriminator, whose weights need none.
         with _frozen(gan.discriminator):
             z = gan.prior(size, generator)
-            value = g_loss(gan.discriminator(x), gan.discriminator(gan.generator(z)))
-            if not value.isfinite().all():
+            y = gan.generator(z)
+            value = g_loss(gan.discriminator(x), gan.discriminator(y))
+            total = value if g_penalty is None else value + g_penalty(gan, z, y, generator)
+            if not total.isfinite().all():
                 raise RuntimeError(
                     f"the generator's loss is not finite at step {step}: "
-                    f"{value.detach().tolist()}; lower the learning rate or add a penalty"
+                    f"{total.detach().tolist()}; lower the learning rate or add a penalty"
                 )
             g_optimizer.zero_grad()
-            value.sum().backward()
+            total.sum().backward()
         g_optimizer.step()
         history.g_loss[step] = value.detach()
         if callback is not None:
-            callback(step)
+            callback(step, history)
     return history
 
 
@@ -198,20 +222,29 @@ def train_ebm(
     learning_rate: float = 1e-3,
     betas: tuple[float, float] = (0.5, 0.99),
     alpha: float = 0.0,
-    callback: Callable[[int], None] | None = None,
+    penalty: Penalty | None = None,
+    callback: Callable[[int, EbmHistory], None] | None = None,
 ) -> EbmHistory:
     """Raise the likelihood of `data` under e^{-E}/Z by its two phases.
 
-    Each step lowers E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2), means over the batch, where x+ are
-    data and x- = negatives(x+, generator) come from the model, or from chains that should be: where
-    they start is what tells contrastive divergence, persistent and short-run chains apart. With
-    exact negatives and alpha = 0 the mean gradient is that of the negative log-likelihood (Hinton
-    2002; alpha: Du and Mordatch 2019, arXiv:1903.08689). Adam; over the second half the learning
-    rate falls linearly to 0. `callback(step)` is called after each step. While negatives are drawn
-    the energy is in evaluation mode.
+    Each step lowers E(x+) - E(x-) + alpha (E(x+)^2 + E(x-)^2), means over the batch, plus
+    penalty(E, x+, x-, generator), where x+ are data and x- = negatives(x+, generator) come from the
+    model, from a generator, or from chains: where these start is what tells contrastive divergence,
+    persistent and short-run chains apart. With exact negatives, alpha = 0 and no penalty the mean
+    gradient is that of the negative log-likelihood (Hinton 2002; alpha: Du and Mordatch 2019,
+    arXiv:1903.08689). Adam; over the second half the learning rate falls linearly to 0.
+    `callback(step, history)` is called after each step. While negatives are drawn the energy is in
+    evaluation mode.
 
     Raises ValueError for counts below 1, a frozen energy, a negative alpha or negatives of another
     shape than the data, RuntimeError with the step if an energy stops being finite.
+
+    >>> from gan_ebm_utils import datasets, networks, samplers
+    >>> g = torch.Generator().manual_seed(0)
+    >>> energy = networks.energy_mlp(2, (16,), replicates=5, generator=g)
+    >>> cd1 = contrastive(samplers.mala(energy, 0.05), 1)
+    >>> train_ebm(energy, datasets.moons().sample, cd1, 3, g, replicates=5).real.shape
+    torch.Size([3, 5])
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     check_positive(learning_rate=learning_rate)
@@ -229,6 +262,8 @@ def train_ebm(
         real, fake = energy(x), energy(y)
         total = real.mean(dim=1) - fake.mean(dim=1)
         total = total + alpha * (real.square().mean(dim=1) + fake.square().mean(dim=1))
+        if penalty is not None:
+            total = total + penalty(energy, x, y, generator)
         if not total.isfinite().all():
             raise RuntimeError(
                 f"the loss of the energy is not finite at step {step}: mean on data "
@@ -243,17 +278,44 @@ def train_ebm(
             fake.detach().mean(dim=1),
         )
         if callback is not None:
-            callback(step)
+            callback(step, history)
     return history
 
 
+def generated(gan: Gan) -> Negatives:
+    """Negatives from a generator, G(z) with fresh z (Kim and Bengio 2016, arXiv:1606.03439).
+
+    The discriminator of `gan` is not used. Its generator is trained elsewhere, as in a callback.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> g = torch.Generator().manual_seed(0)
+    >>> generated(exact_gan().gan)(torch.zeros(5, 9, 2), g).shape
+    torch.Size([5, 9, 2])
+    """
+    return lambda x, generator: _draws(gan)(tuple(x.shape[:2]), generator)
+
+
 def contrastive(kernel: Kernel, k: int) -> Negatives:
-    """Negatives of CD-k: chains of k steps that start at the data (Hinton 2002)."""
+    """Negatives of CD-k: chains of k steps that start at the data (Hinton 2002).
+
+    >>> from gan_ebm_utils.samplers import mala
+    >>> cd1 = contrastive(mala(lambda x: x.square().sum(dim=-1) / 2, 0.1), 1)
+    >>> cd1(torch.zeros(5, 9, 2), torch.Generator().manual_seed(0)).shape
+    torch.Size([5, 9, 2])
+    """
     return lambda x, generator: _moved(kernel, x, k, generator)
 
 
 def persistent(kernel: Kernel, k: int, buffer: ReplayBuffer) -> Negatives:
-    """Negatives of persistent chains: k steps from where earlier ones ended (Tieleman 2008)."""
+    """Negatives of persistent chains: k steps from where earlier ones ended (Tieleman 2008).
+
+    >>> from gan_ebm_utils.samplers import mala
+    >>> g = torch.Generator().manual_seed(0)
+    >>> noise = lambda size, g: torch.randn(*size, 2, generator=g)
+    >>> kernel = mala(lambda x: x.square().sum(dim=-1) / 2, 0.1)
+    >>> persistent(kernel, 3, ReplayBuffer(noise, 50, g))(torch.zeros(1, 9, 2), g).shape
+    torch.Size([1, 9, 2])
+    """
 
     def negatives(x: Tensor, generator: torch.Generator) -> Tensor:
         y = _moved(kernel, buffer.draw(x.shape[1], generator), k, generator)
@@ -264,8 +326,25 @@ def persistent(kernel: Kernel, k: int, buffer: ReplayBuffer) -> Negatives:
 
 
 def short_run(kernel: Kernel, k: int, noise: Sample) -> Negatives:
-    """Negatives of short-run chains: k steps from fresh noise (Nijkamp et al. 2019)."""
+    """Negatives of short-run chains: k steps from fresh noise (Nijkamp et al. 2019).
+
+    >>> from gan_ebm_utils.samplers import langevin
+    >>> noise = lambda size, g: torch.randn(*size, 2, generator=g)
+    >>> runs = short_run(langevin(lambda x: x.square().sum(dim=-1) / 2, 0.1), 3, noise)
+    >>> runs(torch.zeros(5, 9, 2), torch.Generator().manual_seed(0)).shape
+    torch.Size([5, 9, 2])
+    """
     return lambda x, generator: _moved(kernel, noise(tuple(x.shape[:2]), generator), k, generator)
+
+
+def _draws(gan: Gan) -> Sample:
+    """Samples of the generator, without gradients."""
+
+    @torch.no_grad()
+    def sample(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return gan.generator(gan.prior(size, generator))
+
+    return sample
 
 
 def _moved(kernel: Kernel, x: Tensor, k: int, generator: torch.Generator) -> Tensor:

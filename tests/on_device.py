@@ -24,6 +24,7 @@ from gan_ebm_utils import (
     checkpoints,
     datasets,
     energies,
+    entropy,
     losses,
     metrics,
     networks,
@@ -263,6 +264,7 @@ MADE = {  # what they return lies where their inputs lie
     "base.count_calls": counted,
     "base.device_of": device_of,
     "base.at_least_float32": lambda at: base.at_least_float32(normal(at, 3)),
+    "base.distances": lambda at: list(base.distances(normal(at, 5, 2), normal(at, 3, 2))),
     "base.check_samples": lambda at: base.check_samples(x=normal(at, 3)),
     "checkpoints.save": saved,
     "checkpoints.load": saved,
@@ -271,7 +273,12 @@ MADE = {  # what they return lies where their inputs lie
     "datasets.to_bytes": lambda at: datasets.to_bytes(normal(at, 3)),
     "datasets.minibatches": lambda at: datasets.minibatches(normal(CPU, 6, 2))((R, 3), rng(at)),
     "energies.latent_energy": of_logit(energies.latent_energy),
-    "energies.wgan_latent_energy": of_logit(energies.wgan_latent_energy),
+    "energies.pullback": lambda at: energies.pullback(energy_at(at), gan_at(at))(
+        normal(at, R, 5, 3)
+    ),
+    "energies.NegativeEnergy": lambda at: energies.NegativeEnergy(energy_at(at))(
+        normal(at, R, 5, 2)
+    ),
     "energies.dot_energy": lambda at: energies.dot_energy(
         gan_at(at), normal(at, R, 5, 3), normal(at, R, 1).exp()
     )(2 * normal(at, R, 5, 3)),
@@ -358,6 +365,7 @@ MADE = {  # what they return lies where their inputs lie
     ),
     "training.train_gan": train("train_gan", losses.gan_d_loss, losses.non_saturating_g_loss),
     "training.train_ebm": train_ebm,
+    "training.generated": lambda at: training.generated(gan_at(at))(normal(at, R, 4, 2), rng(at)),
     "training.contrastive": negatives("contrastive"),
     "training.persistent": persistent,
     "training.short_run": negatives("short_run", fresh),
@@ -380,6 +388,9 @@ MADE |= {f"losses.{name}": divergence(name) for name in ("kl", "reverse_kl", "js
 SCORED = {  # what they return is a score, or was stored, on the CPU
     "runs.store": stored,
     "runs.read": stored,
+    "entropy.nearest_neighbour_entropy": lambda at: entropy.nearest_neighbour_entropy(
+        normal(at, R, 9, 2)
+    ),
     "datasets.digest": lambda at: datasets.digest(
         datasets.Images(normal(at, 3, 1, 2, 2).clamp(-1, 1), torch.arange(3, device=at))
     ),

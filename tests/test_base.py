@@ -1,12 +1,14 @@
 """Devices, randomness, checks of input, and files in the making."""
 
+import concurrent.futures
+import errno
 import functools
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -181,13 +183,29 @@ def test_a_path_that_cannot_be_expanded_is_named(monkeypatch, given):
 
 # --- files in the making ---
 
-KILLED = """
-import pathlib, signal, os
+MAKING = """
+import pathlib, sys, time
 from gan_ebm_utils.base import partial_folder
-with partial_folder(pathlib.Path({folder!r})) as part:
+with partial_folder(pathlib.Path(sys.argv[1])) as part:
     (part / "data.npz").write_bytes(b"half")
-    os.kill(os.getpid(), signal.SIGKILL)
+    print(part, flush=True)
+    time.sleep(600)
 """
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A process that is making a file in `tmp_path`, and the folder in which it does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", MAKING, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process, Path(process.stdout.readline().strip())
+        process.kill()
+
+
+def kill(process):
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_a_partial_folder_is_gone_afterwards(tmp_path):
@@ -200,111 +218,115 @@ def test_a_partial_folder_is_gone_afterwards(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_a_killed_process_left_is_cleared_at_the_next_start(tmp_path):
-    run = subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], check=False)
-    assert run.returncode == -signal.SIGKILL
-    (remains,) = tmp_path.iterdir()  # the control: there is something to clear
-    assert (remains / "data.npz").exists() and not (tmp_path / "data.npz").exists()
+def test_what_a_killed_process_left_is_cleared_at_the_next_start(tmp_path, other):
+    process, theirs = other
+    kill(process)
+    assert (theirs / "data.npz").exists()  # the control: there is something to clear
     with partial_folder(tmp_path):
-        assert not remains.exists()
+        assert not theirs.exists()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_living_process_is_making_stays(tmp_path):
-    mine = tmp_path / f".partial-{base._here()}-{os.getppid()}-abc"
-    mine.mkdir()
-    age(mine)  # a slow download
+def test_what_a_living_process_is_making_stays(tmp_path, other):
+    process, theirs = other
+    for path in (theirs, *theirs.iterdir()):
+        os.utime(path, (0, 0))  # a slow download
     with partial_folder(tmp_path):
-        assert mine.exists()
+        pass
+    assert (theirs / "data.npz").exists() and process.poll() is None
+    assert len(list(tmp_path.iterdir())) == 2  # their folder and its lock
 
 
-def age(path, seconds=2 * base._GIVEN_UP):
-    os.utime(path, (time.time() - seconds,) * 2)
+def test_no_process_is_asked_whether_it_lives(tmp_path, other, monkeypatch):
+    # On Windows os.kill ends it, and a number of another machine or container is another's here.
+    def refuse(*arguments):
+        raise AssertionError("a signal was sent")
 
-
-OTHERS = [
-    f".partial-elsewhere-0-{2**22 + 1}-x",  # of another machine: such a number may live there
-    f".partial-{2**22 + 1}-x",  # of an earlier version
-    ".partial-mine-x",
-]
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_another_machine_is_making_is_judged_by_its_age(tmp_path, name):
-    theirs = tmp_path / name
-    theirs.mkdir()
-    with partial_folder(tmp_path):
-        assert theirs.exists()
-    file = theirs / "below" / "file"
-    file.parent.mkdir()
-    file.touch()
-    age(theirs), age(file.parent)
-    with partial_folder(tmp_path):
-        assert theirs.exists()  # the file is new
-    age(file)
-    with partial_folder(tmp_path):
-        assert not theirs.exists()
-
-
-def test_the_same_number_on_another_machine_is_another_process(tmp_path, monkeypatch):
-    run = subprocess.run([sys.executable, "-c", KILLED.format(folder=str(tmp_path))], check=False)
-    assert run.returncode == -signal.SIGKILL
-    (remains,) = tmp_path.iterdir()
+    process, theirs = other
     with monkeypatch.context() as patch:
-        patch.setattr(base.platform, "node", lambda: "elsewhere")
+        patch.setattr(os, "kill", refuse)
         with partial_folder(tmp_path):
-            assert remains.exists()
-    with partial_folder(tmp_path):
-        assert not remains.exists()  # the control: here it is known to be dead
-
-
-def test_a_container_has_its_own_numbers(monkeypatch):
-    here, stat = base._here(), os.stat
-    other = lambda path: stat("/") if path == "/proc/self/ns/pid" else stat(path)  # noqa: E731
-    monkeypatch.setattr(os, "stat", other)
-    assert base._here() != here and base._here().startswith(base.platform.node())
-
-
-def test_no_signal_is_sent_on_windows(tmp_path, monkeypatch):
-    def refuse(pid, number):
-        raise AssertionError("os.kill ends a process there")
-
-    theirs = tmp_path / f".partial-{base._here()}-{2**22 + 1}-x"
-    theirs.mkdir()
+            assert theirs.exists()
+    kill(process)
     monkeypatch.setattr(os, "kill", refuse)
-    with pytest.raises(AssertionError), partial_folder(tmp_path):
-        pass  # the control: elsewhere it is asked
-    with monkeypatch.context() as patch:
-        patch.setattr(base.os, "name", "nt")
-        kept = base._is_left(theirs)
-        age(theirs)
-        left = base._is_left(theirs)
-    assert (kept, left) == (False, True)
-
-
-def test_what_vanishes_meanwhile_is_left_to_its_owner(tmp_path):
-    theirs = tmp_path / ".partial-elsewhere-0-1-x"
-    theirs.mkdir()
-    shutil.rmtree(theirs)
-    assert not base._is_left(theirs)
-
-
-def test_a_number_that_no_process_has(tmp_path):
-    theirs = tmp_path / f".partial-{base._here()}-99999999999999999999-x"
-    theirs.mkdir()
     with partial_folder(tmp_path):
         assert not theirs.exists()
 
 
-def test_what_a_process_of_another_user_is_making_stays(tmp_path, monkeypatch):
-    def refuse(pid, number):
-        raise PermissionError
+def test_one_process_may_make_several(tmp_path, monkeypatch):
+    with partial_folder(tmp_path) as first, partial_folder(tmp_path) as second:
+        assert first.exists() and second.exists()
+    monkeypatch.setattr(base, "_lock", lambda file, wait: None)
+    with partial_folder(tmp_path) as first, partial_folder(tmp_path):
+        assert not first.exists()  # the control: all locks are had at once
+        first.mkdir()
 
-    theirs = tmp_path / f".partial-{base._here()}-12345-x"
-    theirs.mkdir()
-    monkeypatch.setattr(os, "kill", refuse)
+
+def test_many_may_start_at_once(tmp_path):
+    def write(i):
+        for k in range(30):
+            with whole_file(tmp_path / f"{i}-{k}") as part:
+                part.write_text("whole")
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(write, range(8))) == [None] * 8
+    assert len(list(tmp_path.iterdir())) == 240
+
+
+def test_who_clears_up_may_have_just_seen_the_lock(tmp_path, monkeypatch):
+    # The other has locked the new file first: it is waited for, and only then is there a folder.
+    lock, seen = base._lock, []
+
+    def late(file, wait):
+        if wait:
+            assert [path.name for path in tmp_path.iterdir()] == [Path(file.name).name]
+            other = open(file.name, "r+b")
+            lock(other, wait=False)
+            timer = threading.Timer(0.2, lambda: (seen.append("released"), other.close()))
+            timer.start()
+        lock(file, wait)
+
+    monkeypatch.setattr(base, "_lock", late)
+    with partial_folder(tmp_path) as part:
+        assert seen == ["released"] and part.exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_there_are_no_locks_all_is_left_alone(tmp_path, other, monkeypatch, code):
+    def refuse(file, how):
+        raise OSError(code, "no locks here")
+
+    process, theirs = other
+    kill(process)
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", refuse)
+        with whole_file(tmp_path / "file") as part:
+            with partial_folder(tmp_path):
+                part.write_text("whole")
+        assert (tmp_path / "file").exists() and theirs.exists()
     with partial_folder(tmp_path):
-        assert theirs.exists()
+        assert not theirs.exists()  # the control
+
+
+def test_a_folder_without_a_lock_is_left_alone(tmp_path):
+    (tmp_path / ".partial-x").mkdir()
+    (tmp_path / ".partial-y.lock").touch()  # of a process that was killed before it had a folder
+    with partial_folder(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == [".partial-x"]
+
+
+def test_windows_has_other_locks(tmp_path, monkeypatch):
+    calls = []
+    msvcrt = types.SimpleNamespace(
+        LK_LOCK=1, LK_NBLCK=2, locking=lambda *given: calls.append(given)
+    )
+    monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
+    with (tmp_path / "lock").open("xb") as file, monkeypatch.context() as patch:
+        patch.setattr(base.os, "name", "nt")
+        base._lock(file, wait=True)
+        base._lock(file, wait=False)
+        assert calls == [(file.fileno(), 1, 1), (file.fileno(), 2, 1)]
 
 
 def test_a_folder_is_made_or_named(tmp_path):

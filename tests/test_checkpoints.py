@@ -52,7 +52,9 @@ def test_loading_leaves_global_randomness_alone(saved):
 
 
 def test_unknown_name(saved):
-    with pytest.raises(ValueError, match=r"unknown checkpoint 'large'; available in .*: small"):
+    with pytest.raises(
+        ValueError, match=r"unknown checkpoint 'large'; available in .* \['small'\]"
+    ):
         checkpoints.load("large", folder=saved[0])
 
 
@@ -128,10 +130,10 @@ def with_weight(value):
 
 
 REFUSED = {
-    "float64": (lambda: small_mlp().double(), MLP, "0.weight, torch.float64, would not come back"),
-    "nan": (lambda: with_weight(torch.nan), MLP, "weights must be finite"),
+    "float64": (lambda: small_mlp().double(), MLP, "0.weight of 'net' .* got torch.float64"),
+    "nan": (lambda: with_weight(torch.nan), MLP, "0.weight of 'net' must be finite"),
     "other sizes": (small_mlp, {**MLP, "hidden": [9]}, "could not be loaded again: .*mismatch"),
-    "other activation": (small_mlp, {**MLP, "activation": "ReLU"}, "is not what mlp builds"),
+    "other activation": (small_mlp, {**MLP, "activation": "ReLU"}, "'net', .* not what mlp makes"),
     "no such argument": (small_mlp, {**MLP, "depth": 2}, "loaded again: .*'depth'"),
 }
 
@@ -206,11 +208,11 @@ def test_a_checkpoint_of_the_old_form_loads(saved):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("no_such_network", "no_such_network, which this version has not"),
-        ("gan_ebm_utils.networks.stacked.no_such", "no_such, which this version has not"),
+        ("no_such_network", "'gan_ebm_utils.networks' has no attribute 'no_such_network'"),
+        ("gan_ebm_utils.networks.stacked.no_such", "networks.stacked' has no attribute 'no_such'"),
         ("gan_ebm_utils.no_such.mlp", "No module named 'gan_ebm_utils.no_such'"),
-        ("os.system", "os.system, which is not of gan_ebm_utils"),
-        ("gan_ebm_utils_too.mlp", "which is not of gan_ebm_utils"),
+        ("os.system", "os.system, builder of 'net', is not of gan_ebm_utils: move it"),
+        ("gan_ebm_utils_too.mlp", "_too.mlp, builder of 'net', is not of gan_ebm_utils: move it"),
     ],
 )
 def test_an_unknown_builder_is_named(saved, function, message):
@@ -230,7 +232,7 @@ def test_a_builder_of_the_users_own_is_refused(tmp_path):
     def own(*, generator):
         return small_mlp()
 
-    with pytest.raises(ValueError, match="built by tests?.*own, which is not of gan_ebm_utils"):
+    with pytest.raises(ValueError, match="own, builder of 'net', is not of gan_ebm_utils: move"):
         checkpoints.save("small", {"net": (small_mlp(), own, {})}, {}, CARD, tmp_path)
     assert os.listdir(tmp_path) == []
 
@@ -255,12 +257,21 @@ def test_a_checkpoint_gives_its_gans(tmp_path):
     for which, gan in found.items():
         judge = f"discriminator_{which}" if which else "discriminator"
         assert gan.discriminator is stored.networks[judge]
-    with pytest.raises(ValueError, match="no GAN 'refited': discriminator_refited is not among"):
+    with pytest.raises(ValueError, match="no network discriminator_refited in .*_refitted"):
         stored.gan("refited")
 
 
+def test_a_latent_size_that_is_not_on_the_card(tmp_path):
+    g, how = seeded(0, "cpu"), {"image_size": 8, "width": 4}
+    networks = {"generator": (ConvGenerator(**how, generator=g), ConvGenerator, how)}
+    networks["discriminator"] = (small_mlp(), mlp, MLP)
+    checkpoints.save("gans", networks, {}, CARD, tmp_path)
+    with pytest.raises(ValueError, match="of generator on the card name no latent_dim: .*width"):
+        checkpoints.load("gans", folder=tmp_path).gan()
+
+
 def test_a_checkpoint_without_a_gan_says_so(saved):
-    with pytest.raises(ValueError, match="no GAN '': discriminator, generator is not among .* net"):
+    with pytest.raises(ValueError, match=r"no network discriminator, generator in \['net'\]"):
         checkpoints.load("small", folder=saved[0]).gan()
 
 
@@ -338,5 +349,5 @@ def test_numbers_of_a_network_outside_its_weights_are_compared(tmp_path):
     g = torch.Generator().manual_seed(0)
     energy = energy_mlp(2, (4,), generator=g, scale=3.0)
     kwargs = {"in_features": 2, "hidden": [4], "scale": 1.0}
-    with pytest.raises(ValueError, match="is not what energy_mlp builds"):
+    with pytest.raises(ValueError, match="(?s)'e', Confined.* is not what energy_mlp makes of"):
         checkpoints.save("e", {"e": (energy, energy_mlp, kwargs)}, {}, CARD, tmp_path)

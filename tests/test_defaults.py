@@ -60,7 +60,7 @@ def of_panel():
 
 def of_energies():
     gan, z = Gan(lambda z: 2 * z, lambda x: x.sum(dim=-1), 3), draw(2, 5, 3)
-    made = (energies.latent_energy(gan), energies.wgan_latent_energy(gan, 2.0))
+    made = (energies.latent_energy(gan), energies.latent_energy(gan, 2.0))
     flows = (energies.flow_energy(gan, name) for name in ("KL", "log D", "JS"))
     return [f(z) for f in (*made, energies.dot_energy(gan, z + 1, 2.0), *flows)]
 

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from gan_ebm_utils.base import Gan, randn, seeded
-from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy, wgan_latent_energy
+from gan_ebm_utils.energies import (
+    NegativeEnergy,
+    dot_energy,
+    flow_energy,
+    latent_energy,
+    pullback,
+)
 from gan_ebm_utils.samplers import langevin, mala, run_chain
 
 
@@ -51,10 +57,26 @@ def test_the_energy_is_the_formula():
 def test_a_critic_is_divided_by_its_temperature():
     z = randn(2, 5, 1, generator=rng())
     expected = z[..., 0] ** 2 / 2 - GAN.discriminator(GAN.generator(z)) / 3
-    torch.testing.assert_close(wgan_latent_energy(GAN, 3.0)(z), expected)
-    torch.testing.assert_close(wgan_latent_energy(GAN)(z), latent_energy(GAN)(z))
+    torch.testing.assert_close(latent_energy(GAN, 3.0)(z), expected)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        wgan_latent_energy(GAN, 0)
+        latent_energy(GAN, 0)
+
+
+def test_an_energy_is_pulled_back_with_the_prior():
+    z, start = randn(1, 20_000, 1, generator=rng()), randn(1, 20_000, 1, generator=rng(2))
+    # p_g = N(1, 4) times e^{-3 x^2 / 8}, up to its constant: N(1/4, 1), or N(1/8, 1/4) in z.
+    energy = pullback(lambda x: 3 * x[..., 0] ** 2 / 8, GAN)
+    torch.testing.assert_close(energy(z), z[..., 0] ** 2 / 2 + 3 * (2 * z[..., 0] + 1) ** 2 / 8)
+    x = 2 * run_chain(mala(energy, 0.1), start, 100, rng(1), thin=100).positions[-1, 0] + 1
+    assert abs(x.mean() - 1 / 4) <= 5 / math.sqrt(20_000)
+    assert abs(x.var() - 1) <= 5 * math.sqrt(2 / 20_000)
+
+
+def test_an_energy_stands_in_the_place_of_a_discriminator():
+    gan = Gan(Affine(), NegativeEnergy(Ratio()), 1)
+    z = randn(2, 5, 1, generator=rng())
+    assert torch.equal(gan.logit(z), -GAN.logit(z))
+    assert [*gan.discriminator.parameters()] == [*Ratio().parameters()]
 
 
 def test_transport_starts_where_it_is():
@@ -66,7 +88,7 @@ def test_transport_starts_where_it_is():
     with pytest.raises(ValueError, match="k must be positive"):
         dot_energy(GAN, start, 0.0)
     k = torch.tensor([1.0, 2.0])
-    with pytest.raises(ValueError, match=r"one for each replicate, \(2, 1\), got \(2,\)"):
+    with pytest.raises(ValueError, match=r"k must be \(R, 1\), start \(R, n, ...\); got \(2,\)"):
         dot_energy(GAN, start[:, :2], k)  # of two points in two replicates it would divide each
     torch.testing.assert_close(dot_energy(GAN, start, k[:, None])(start), -d / k[:, None])
     torch.testing.assert_close(dot_energy(GAN, start, k[:1])(start), -d)
@@ -117,7 +139,7 @@ def test_chains_find_the_networks_of_an_energy():
     z = randn(2, 5, 1, generator=rng())
     for energy, exact in (
         (latent_energy(gan), lambda d: z[..., 0] ** 2 / 2 - d),
-        (wgan_latent_energy(gan, 2.0), lambda d: z[..., 0] ** 2 / 2 - d / 2),
+        (latent_energy(gan, 2.0), lambda d: z[..., 0] ** 2 / 2 - d / 2),
         (dot_energy(gan, z, 2.0), lambda d: -d / 2),
         (flow_energy(gan), lambda d: -d),
     ):

@@ -1,8 +1,15 @@
-"""The package is a house of floors: each module imports alone, and imports run downward only."""
+"""The package is a house of floors: each module imports alone, and imports run downward only.
+
+What is public in them comes with an example that runs.
+"""
 
 import ast
+import doctest
+import io
+import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -29,6 +36,13 @@ FLOORS = {
     "training": 2,
 }
 RECIPE_FLOOR = 4
+NO_CODE = (
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+    tokenize.ENDMARKER,
+)  # fmt: skip
+# Modules all of whose public functions and classes have an example.
+SHOWN = {"calibration", "checkpoints", "energies", "entropy", "networks", "refine", "samplers"}
+SHOWN |= {"training"}
 
 
 def module_name(path):
@@ -117,3 +131,95 @@ def test_an_import_that_keeps_to_the_floors_is_let_through():
     modules = [PACKAGE, *(f"{PACKAGE}.{name}" for name in FLOORS)]
     source = "import torch\nfrom gan_ebm_utils import base\nfrom .losses import bce"
     assert broken_rules(f"{PACKAGE}.training", source, modules) == []
+
+
+def table_of_floors(text):
+    """floor -> names of modules, as a table of CONTRIBUTING.md lists them."""
+    rows = re.findall(r"\| (\d) \| (.*?) \|", text)
+    return {int(number): set(re.findall(r"`(\w+)/?`", names)) for number, names in rows}
+
+
+def test_the_table_of_floors_is_that_of_the_text():
+    floors = {RECIPE_FLOOR: {"recipes"}}
+    for name, number in FLOORS.items():
+        if "." not in name:
+            floors.setdefault(int(number), set()).add(name)
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert table_of_floors(text) == floors
+    assert table_of_floors(text.replace("`refine`, ", "")) != floors  # the control
+
+
+def lines_of_code(source):
+    """Lines that hold code: no blank one, no comment, no docstring."""
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in NO_CODE:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(lines)
+
+
+def test_lines_of_code():
+    head = '"""A\nmodule."""\n\nx = (  # a comment\n    1,\n)\n\n\n'
+    function = 'def f():\n    """One."""\n    # no\n    return """two\nlines"""\n'
+    assert lines_of_code(head + function) == 6
+
+
+def test_the_package_stays_thin():
+    sizes = {
+        module: lines_of_code(path.read_text(encoding="utf-8"))
+        for module, path in MODULES.items()
+        if floor(module) < RECIPE_FLOOR
+    }
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (limit,) = re.findall(r"at most ([\d,]+) lines of\s+code without recipes", text)
+    assert sum(sizes.values()) <= int(limit.replace(",", "")), sizes
+
+
+def without_example(source):
+    """Public functions and classes of a module whose docstring has no example that runs."""
+    found = []
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        examples = doctest.DocTestParser().get_examples(ast.get_docstring(node) or "")
+        if not any(not example.options.get(doctest.SKIP) for example in examples):
+            found.append(node.name)
+    return found
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if SHOWN & set(name.split("."))])
+def test_what_is_public_has_an_example(module):
+    assert without_example(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+EXAMPLE = '''
+def shown():
+    """One.
+
+    >>> 1
+    1
+    """
+
+
+def _private():
+    pass
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        (">>> 1", "1", "shown"),
+        (">>> 1", ">>> 1  # doctest: +SKIP", "shown"),
+        ("_private", "public", "public"),
+        ("def _private():", "class Public:", "Public"),
+    ],
+)
+def test_a_missing_example_is_found(old, new, name):
+    assert without_example(EXAMPLE) == []
+    assert without_example(EXAMPLE.replace(old, new)) == [name]

@@ -296,9 +296,9 @@ def test_wrong_image_sizes_are_named(size):
 
 
 def test_wrong_images_are_named():
-    with pytest.raises(ValueError, match=r"\(2, n, 1, 8, 8\), got \(2, 3, 1, 9, 9\)"):
+    with pytest.raises(ValueError, match=r"x must be \(2, n, 1, 8, 8\); got \(2, 3, 1, 9, 9\)"):
         ConvDiscriminator(8, replicates=2, generator=rng())(torch.zeros(2, 3, 1, 9, 9))
-    with pytest.raises(ValueError, match=r"\(n, 1, 28, 28\), got \(2, 1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images must be \(n, 1, 28, 28\); got \(2, 1, 8, 8\)"):
         MnistClassifier(generator=rng())(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"x must be \(1, n, 16\), got \(1, 3, 5\)"):
         ConvGenerator(8, generator=rng())(torch.zeros(1, 3, 5))
@@ -415,6 +415,8 @@ def test_a_confined_energy_is_its_function_and_a_quadratic():
     assert (energy(far) > 1e5).all() and not (same(far) > 1e5).any()
     with pytest.raises(ValueError, match="scale must be positive"):
         energy_mlp(2, (8,), generator=rng(), scale=0.0)
+    with pytest.raises(TypeError, match="multiple values for argument 'out_features'"):
+        energy_mlp(2, (8,), generator=rng(), out_features=2)
     pictures = randn(2, 3, 1, 8, 8, generator=rng(2))
     function = ConvDiscriminator(8, replicates=2, generator=rng())
     expected = function(pictures) + pictures.square().sum(dim=(2, 3, 4)) / 8
@@ -442,7 +444,7 @@ def test_discriminators_on_features_share_them_and_train_their_heads_alone():
     assert images.grad.abs().amax(dim=(2, 3, 4)).min() > 0  # chains in latent space need it
     assert all(weight.grad is None for weight in discriminator.features.parameters())
     assert all(weight.grad is not None for weight in discriminator.head.parameters())
-    with pytest.raises(ValueError, match=r"x must be \(R, n, 1, 28, 28\), got \(3, 1, 28, 28\)"):
+    with pytest.raises(ValueError, match=r"x must be \(R, n, 1, 28, 28\); got \(3, 1, 28, 28\)"):
         discriminator(images[0])
 
 

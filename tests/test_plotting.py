@@ -84,7 +84,7 @@ def test_points_far_away_keep_their_digits(ax):
         ),
         (
             lambda ax: plotting.heatmap(ax, lambda x: x, BOX, "", n=8),
-            r"must map points \(n, 2\) to \(n,\); for \(64, 2\) it returned \(64, 2\)",
+            r"function\(x\) \(n\); got \(64, 2\), \(64, 2\)",
         ),
         (lambda ax: plotting.image_grid(ax, torch.zeros(5, 1, 4, 4), 3, ""), "a multiple of 3"),
         (lambda ax: plotting.image_grid(ax, torch.zeros(6, 3, 4, 4), 3, ""), r"\(n, 1, h, w\)"),

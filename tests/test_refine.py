@@ -11,7 +11,7 @@ from torch import nn
 
 from gan_ebm_utils.base import Calls, Gan, count_calls, randn, seeded
 from gan_ebm_utils.datasets import exact_gan
-from gan_ebm_utils.energies import wgan_latent_energy
+from gan_ebm_utils.energies import latent_energy
 from gan_ebm_utils.metrics import chi_square
 from gan_ebm_utils.networks import NoisyGenerator, mlp
 from gan_ebm_utils.refine import (
@@ -134,11 +134,11 @@ def test_a_critic_at_its_temperature_is_a_logit():
     critic = with_logit(lambda d, x: 7 * d)
 
     def energy(gan):
-        return wgan_latent_energy(gan, temperature=7)
+        return latent_energy(gan, temperature=7)
 
     refined = ddls(critic, N, rng(), step_size=0.1, n_steps=300, energy=energy)
     assert (score(refined.samples) <= 5).all()
-    raw = ddls(critic, N, rng(), step_size=0.1, n_steps=300, energy=wgan_latent_energy)
+    raw = ddls(critic, N, rng(), step_size=0.1, n_steps=300, energy=latent_energy)
     assert (score(raw.samples) > 10).all()
 
 

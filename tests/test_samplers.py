@@ -265,7 +265,7 @@ def test_rejected_states_stay_with_energy_and_gradient():
     torch.testing.assert_close(moved.grad, fresh.grad)
     chain = run_chain(kernel, state.position, 20, rng(2))
     repeated = (chain.positions[1:] == chain.positions[:-1]).float().mean()
-    torch.testing.assert_close(1 - repeated, chain.info.is_accepted.mean(), atol=0.03, rtol=0)
+    torch.testing.assert_close(1 - repeated, chain.accepted_share.mean(), atol=0.03, rtol=0)
 
 
 def test_the_start_is_not_changed():
@@ -616,7 +616,7 @@ def test_half_precision_decides_nothing():
     for kernel in (independence_mh(cliff, ones), isir(cliff, ones, 3)):
         with pytest.warns(UserWarning, match="all chains stand where they began"):
             chain = run_chain(kernel, start, 640, rng(), thin=640)
-        assert (chain.positions == 0).all() and (chain.info.is_accepted == 0).all()
+        assert (chain.positions == 0).all() and (chain.accepted_share == 0).all()
         assert chain.energies.dtype == torch.float32
     jump = mala(lambda x: -cliff(x) + 0 * x[..., 0].bfloat16(), 1.0)
     assert (last(jump, start, 640) <= 0.5).all()
@@ -633,11 +633,11 @@ def test_acceptance_rates_are_summed_in_single_precision():
         return torch.zeros(x.shape[:-1]).bfloat16()
 
     chain = run_chain(independence_mh(always, wide), torch.zeros(3, 1), 1000, rng(), thin=1000)
-    assert (chain.info.is_accepted == 1).all()  # in bfloat16 a sum of ones ends at 256
+    assert (chain.accepted_share == 1).all()  # in bfloat16 a sum of ones ends at 256
     for make in (langevin, mala):
         kernel = make(lambda x: normal_energy(x).bfloat16(), 1e-4)
         chain = run_chain(kernel, torch.zeros(3, 1), 400, rng(), thin=400)
-        assert chain.energies.dtype == torch.float32 and (chain.info.is_accepted > 0.99).all()
+        assert chain.energies.dtype == torch.float32 and (chain.accepted_share > 0.99).all()
 
 
 def test_the_logarithm_of_a_uniform_number(monkeypatch):

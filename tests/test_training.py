@@ -16,6 +16,7 @@ from gan_ebm_utils.samplers import ReplayBuffer, langevin, run_chain
 from gan_ebm_utils.training import (
     contrastive,
     fit_discriminator,
+    generated,
     persistent,
     refit_discriminator,
     short_run,
@@ -125,6 +126,66 @@ def test_a_penalty_enters_the_game():
     assert slopes[1] < slopes[0] / 2
 
 
+def test_a_callback_changes_the_weight_of_a_loss():
+    """Integral control, as BEGAN's: the weight k follows the losses of the last step."""
+    k, seen = torch.zeros(2), []
+
+    def d_loss(real, fake):
+        return real.square().mean(dim=1) - k * fake.square().mean(dim=1)
+
+    def control(step, history):
+        k.add_(0.1 * (history.g_loss[step] - 0.5))
+        seen.append(k.clone())
+
+    gan = small_gan(replicates=2)
+    history = train_gan(
+        gan, Q.sample, d_loss, lambda real, fake: fake.square().mean(dim=1), 20, rng(),
+        replicates=2, batch_size=64, callback=control,
+    )  # fmt: skip
+    torch.testing.assert_close(torch.stack(seen), (0.1 * (history.g_loss - 0.5)).cumsum(dim=0))
+    # The control of the control: with the weight held at 0 the discriminator's losses are others.
+    k.zero_()
+    other = train_gan(
+        small_gan(replicates=2), Q.sample, d_loss, lambda real, fake: fake.square().mean(dim=1),
+        20, rng(), replicates=2, batch_size=64,
+    )  # fmt: skip
+    assert torch.equal(other.d_loss[0], history.d_loss[0])
+    assert not torch.isclose(other.d_loss[1:], history.d_loss[1:]).any()
+
+
+def test_a_penalty_of_the_generator_sees_a_batch_and_moves_the_generator_alone():
+    seen = []
+
+    def spread(gan, z, y, generator):
+        """As the pulling-away term, a number of the whole batch, here of the samples themselves."""
+        torch.testing.assert_close(y, gan.generator(z))
+        seen.append(y.detach())
+        return -y.var(dim=1).sum(dim=1)
+
+    plain, wide = small_gan(replicates=2), small_gan(replicates=2)
+    play(plain, n_steps=100, replicates=2)
+    history = play(wide, n_steps=100, replicates=2, g_penalty=spread)
+    z = randn(2, 500, 2, generator=rng(5))
+    with torch.no_grad():
+        widths = [gan.generator(z).var(dim=1).sum(dim=1) for gan in (plain, wide)]
+    assert (widths[1] > 2 * widths[0]).all()
+    assert len(seen) == 100 and seen[0].shape == (2, 64, 2)
+    assert (history.g_loss >= 0).all()  # without the penalty, which is below 0
+    first = [small_gan(replicates=2) for _ in range(2)]
+    play(first[0], n_steps=1, replicates=2)
+    play(first[1], n_steps=1, replicates=2, g_penalty=spread)
+    for a, b in zip(*(gan.discriminator.parameters() for gan in first), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_penalty_of_the_generator_that_diverges_is_named():
+    with pytest.raises(RuntimeError, match=r"generator's loss is not finite at step 0: \[inf\]"):
+        play(
+            small_gan(1),
+            g_penalty=lambda gan, z, y, generator: 0 * y.sum((1, 2)) + torch.inf,
+        )
+
+
 def test_the_generators_loss_sees_the_logits_of_the_real_batch():
     gan, x, seen = small_gan(replicates=1), Q.sample((1, 64), rng(7)), []
 
@@ -140,8 +201,16 @@ def test_the_generators_loss_sees_the_logits_of_the_real_batch():
 
 def test_the_history_and_the_callback_count_the_steps():
     steps = []
-    history = play(small_gan(replicates=3), n_steps=7, replicates=3, callback=steps.append)
-    assert steps == list(range(7))
+
+    def callback(step, history):
+        done = (
+            history.d_loss.isfinite().all(dim=1).sum(),
+            history.g_loss.isfinite().all(dim=1).sum(),
+        )
+        steps.append((step, *map(int, done)))
+
+    history = play(small_gan(replicates=3), n_steps=7, replicates=3, callback=callback)
+    assert steps == [(step, step + 1, step + 1) for step in range(7)]
     assert history.d_loss.shape == history.g_loss.shape == (7, 3)
     assert not history.g_loss.requires_grad
 
@@ -160,7 +229,7 @@ def test_the_last_steps_are_small():
     weights = [parameter.detach().clone() for parameter in gan.generator.parameters()]
     moves = []
 
-    def callback(step):
+    def callback(step, history):
         now = [parameter.detach().clone() for parameter in gan.generator.parameters()]
         moves.append(max((a - b).abs().max().item() for a, b in zip(now, weights, strict=True)))
         weights[:] = now
@@ -441,6 +510,38 @@ def test_the_regulariser_is_added():
     data = gaussian([0.0, 0.0], 0.5).sample
     train_ebm(energy, data, lambda x, generator: x, 20, rng(), replicates=2, alpha=0.1)
     assert (energy.w < 2).all()  # it pulls energies towards 0
+
+
+def test_a_penalty_of_an_energy_is_added():
+    energies_ = [Quadratic(2), Quadratic(2)]
+    data = gaussian([0.0, 0.0], 0.5).sample
+    options = {"n_steps": 50, "generator": rng(), "replicates": 2, "learning_rate": 1e-2}
+    train_ebm(
+        energies_[0], data, lambda x, generator: x,
+        penalty=lambda e, x, y, generator: losses.r1_penalty(e, x), **options,
+    )  # fmt: skip
+    # The weights of a second pass see only the replicates that the penalty names.
+    train_ebm(
+        energies_[1], data, lambda x, generator: x,
+        penalty=lambda e, x, y, generator: losses.r1_penalty(e, y) * torch.tensor([1.0, 0.0]),
+        **options,
+    )  # fmt: skip
+    assert (energies_[0].w < 1.9).all()
+    assert energies_[1].w[0] < 1.9 and energies_[1].w[1] == 2
+
+
+def test_negatives_from_a_generator_are_its_samples_and_teach_the_difference():
+    gan, x = small_gan(replicates=2), torch.zeros(2, 5, 2)
+    y = generated(gan)(x, rng(3))
+    assert y.shape == x.shape and not y.requires_grad
+    assert torch.equal(y, gan.generator(gan.prior((2, 5), rng(3))))
+    # A generator of N(0, I): an energy of data that are narrower grows there.
+    energy = Quadratic(2)
+    standard = Gan(torch.nn.Identity(), torch.nn.Identity(), 2)
+    train_ebm(
+        energy, gaussian([0.0, 0.0], 0.5).sample, generated(standard), 50, rng(), replicates=2
+    )
+    assert (energy.w > 2.02).all()
 
 
 def test_an_ebm_learns_with_langevin_chains():

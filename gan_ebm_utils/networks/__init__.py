@@ -3,36 +3,16 @@
 One file a family: `stacked` layers and perceptrons of the plane, and `images`.
 """
 
-from gan_ebm_utils.networks.images import (
-    ConvDiscriminator,
-    ConvGenerator,
-    FeatureDiscriminator,
-    MnistClassifier,
-)
-from gan_ebm_utils.networks.stacked import (
-    Confined,
-    FourierFeatures,
-    NoisyGenerator,
-    Scalar,
-    SpectralNorm,
-    StackedLinear,
-    energy_mlp,
-    mlp,
-    spectral_norm,
-)
-
-__all__ = [
-    "Confined",
-    "ConvDiscriminator",
-    "ConvGenerator",
-    "FeatureDiscriminator",
-    "FourierFeatures",
-    "MnistClassifier",
-    "NoisyGenerator",
-    "Scalar",
-    "SpectralNorm",
-    "StackedLinear",
-    "energy_mlp",
-    "mlp",
-    "spectral_norm",
-]
+from gan_ebm_utils.networks.images import ConvDiscriminator as ConvDiscriminator
+from gan_ebm_utils.networks.images import ConvGenerator as ConvGenerator
+from gan_ebm_utils.networks.images import FeatureDiscriminator as FeatureDiscriminator
+from gan_ebm_utils.networks.images import MnistClassifier as MnistClassifier
+from gan_ebm_utils.networks.stacked import Confined as Confined
+from gan_ebm_utils.networks.stacked import FourierFeatures as FourierFeatures
+from gan_ebm_utils.networks.stacked import NoisyGenerator as NoisyGenerator
+from gan_ebm_utils.networks.stacked import Scalar as Scalar
+from gan_ebm_utils.networks.stacked import SpectralNorm as SpectralNorm
+from gan_ebm_utils.networks.stacked import StackedLinear as StackedLinear
+from gan_ebm_utils.networks.stacked import energy_mlp as energy_mlp
+from gan_ebm_utils.networks.stacked import mlp as mlp
+from gan_ebm_utils.networks.stacked import spectral_norm as spectral_norm

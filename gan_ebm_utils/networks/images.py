@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_ebm_utils.base import check_count, is_count
+from gan_ebm_utils.base import check_count, check_shape, is_count
 from gan_ebm_utils.networks.stacked import StackedLinear, mlp
 
 
@@ -25,27 +25,16 @@ class _Convolutions(nn.Module):
             raise ValueError(f"image_size must be a multiple of 4 and at least 8, got {image_size}")
         self.replicates = replicates
         self.event = (channels, image_size, image_size)
+        self.inner = (2 * width, image_size // 4, image_size // 4)  # after two layers, or before
 
-    def _conv(
-        self,
-        layer: type[nn.Module],
-        n_in: int,
-        n_out: int,
-        generator: torch.Generator,
-        **sizes: int,
-    ) -> nn.Module:
-        # Without weights at first: the constructor would draw them from the global generator.
-        with torch.device("meta"):
-            conv = layer(
-                self.replicates * n_in, self.replicates * n_out, groups=self.replicates, **sizes
-            )
-        conv.to_empty(device=generator.device).float()
+    def _conv(self, kind: type, n_in: int, n_out: int, generator: torch.Generator) -> nn.Module:
+        """A layer that halves an image or, transposed, doubles it."""
         # Inputs that one output sees; a transposed stride-2 kernel of 4 x 4 hits it 2 x 2 times.
-        seen = (
-            n_in
-            * math.prod(conv.kernel_size)
-            / math.prod(conv.stride if isinstance(conv, nn.ConvTranspose2d) else (1, 1))
-        )
+        seen = n_in * (2 * 2 if kind is nn.ConvTranspose2d else 4 * 4)
+        n_in, n_out = self.replicates * n_in, self.replicates * n_out
+        sizes = {"kernel_size": 4, "stride": 2, "padding": 1, "groups": self.replicates}
+        # Without weights at first: the constructor would draw them from the global generator.
+        conv = nn.utils.skip_init(kind, n_in, n_out, **sizes, device=generator.device).float()
         nn.init.normal_(conv.weight, std=seen**-0.5 * math.sqrt(2), generator=generator)
         nn.init.zeros_(conv.bias)
         return conv
@@ -73,21 +62,16 @@ class ConvGenerator(_Convolutions):
         generator: torch.Generator,
     ) -> None:
         super().__init__(image_size, channels, width, replicates)
-        self.base = (2 * width, image_size // 4, image_size // 4)
-        self.linear = StackedLinear(
-            latent_dim, math.prod(self.base), replicates, generator=generator
-        )
-        up = {"kernel_size": 4, "stride": 2, "padding": 1}
-        self.up1 = self._conv(nn.ConvTranspose2d, 2 * width, width, generator, **up)
-        self.up2 = self._conv(nn.ConvTranspose2d, width, channels, generator, **up)
+        n_features = math.prod(self.inner)
+        self.linear = StackedLinear(latent_dim, n_features, replicates, generator=generator)
+        self.up1 = self._conv(nn.ConvTranspose2d, 2 * width, width, generator)
+        self.up2 = self._conv(nn.ConvTranspose2d, width, channels, generator)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = F.silu(self.linear(z)).mT  # (R, features, n)
-        h = h.movedim(2, 0).reshape(z.shape[1], -1, *self.base[1:])  # (n, R * 2 width, h/4, w/4)
-        h = h.contiguous(memory_format=torch.channels_last)
-        h = F.silu(self.up1(h))
-        x = self.up2(h).tanh().reshape(-1, self.replicates, *self.event)
-        return x.movedim(0, 1)
+        h = F.silu(self.linear(z)).movedim(0, 1).reshape(z.shape[1], -1, *self.inner[1:])
+        h = h.contiguous(memory_format=torch.channels_last)  # (n, R * 2 width, h/4, w/4)
+        x = self.up2(F.silu(self.up1(h))).tanh()
+        return x.unflatten(1, (self.replicates, -1)).movedim(0, 1)
 
 
 class ConvDiscriminator(_Convolutions):
@@ -113,21 +97,15 @@ class ConvDiscriminator(_Convolutions):
         generator: torch.Generator,
     ) -> None:
         super().__init__(image_size, channels, width, replicates)
-        down = {"kernel_size": 4, "stride": 2, "padding": 1}
-        self.down1 = self._conv(nn.Conv2d, channels, width, generator, **down)
-        self.down2 = self._conv(nn.Conv2d, width, 2 * width, generator, **down)
-        n_features = 2 * width * (image_size // 4) ** 2
-        self.linear = StackedLinear(n_features, 1, replicates, generator=generator)
+        self.down1 = self._conv(nn.Conv2d, channels, width, generator)
+        self.down2 = self._conv(nn.Conv2d, width, 2 * width, generator)
+        self.linear = StackedLinear(math.prod(self.inner), 1, replicates, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 5 or x.shape[0] != self.replicates or tuple(x.shape[2:]) != self.event:
-            expected = ", ".join(str(size) for size in self.event)
-            raise ValueError(f"x must be ({self.replicates}, n, {expected}), got {tuple(x.shape)}")
-        n = x.shape[1]
-        h = x.movedim(0, 1).reshape(n, -1, *self.event[1:])  # (n, R * c, h, w)
-        h = h.contiguous(memory_format=torch.channels_last)
-        h = F.silu(self.down2(F.silu(self.down1(h))))
-        return self.linear(h.reshape(n, self.replicates, -1).movedim(0, 1)).squeeze(-1)
+        check_shape(x=(x, " ".join(map(str, (self.replicates, "n", *self.event)))))
+        h = x.movedim(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        h = F.silu(self.down2(F.silu(self.down1(h))))  # (n, R * 2 width, h/4, w/4)
+        return self.linear(h.reshape(len(h), self.replicates, -1).movedim(0, 1)).squeeze(-1)
 
 
 class MnistClassifier(nn.Module):
@@ -152,19 +130,15 @@ class MnistClassifier(nn.Module):
         self.num_features = n_features
         # Without weights at first: the constructors would draw them from the global generator.
         with torch.device("meta"):
-            self.features = nn.Sequential(
+            convolutions = (
                 nn.Conv2d(1, width, 5, padding=2),
-                nn.SiLU(),
                 nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-                nn.SiLU(),
                 nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
-                nn.SiLU(),
                 nn.Conv2d(4 * width, 4 * width, 3, padding=1),
-                nn.SiLU(),
-                nn.Flatten(),
-                nn.Linear(4 * width * 7 * 7, n_features),
-                nn.SiLU(),
             )
+            layers = [layer for conv in convolutions for layer in (conv, nn.SiLU())]
+            layers += [nn.Flatten(), nn.Linear(4 * width * 7 * 7, n_features), nn.SiLU()]
+            self.features = nn.Sequential(*layers)
             self.head = nn.Linear(n_features, 10)
         self.features.num_features = n_features
         self.to_empty(device=generator.device).float()
@@ -174,8 +148,7 @@ class MnistClassifier(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1:] != (1, 28, 28):
-            raise ValueError(f"images must be (n, 1, 28, 28), got {tuple(images.shape)}")
+        check_shape(images=(images, "n 1 28 28"))
         return self.head(self.features(images))
 
 
@@ -205,9 +178,8 @@ class FeatureDiscriminator(nn.Module):
         super().__init__()
         classifier = MnistClassifier(n_features, width, generator=generator)
         self.features = classifier.features.requires_grad_(False)
-        self.head = mlp(n_features, tuple(hidden), replicates=replicates, generator=generator)
+        self.head = mlp(n_features, hidden, replicates=replicates, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 5 or x.shape[2:] != (1, 28, 28):
-            raise ValueError(f"x must be (R, n, 1, 28, 28), got {tuple(x.shape)}")
+        check_shape(x=(x, "R n 1 28 28"))
         return self.head(self.features(x.flatten(0, 1)).unflatten(0, x.shape[:2]))

@@ -7,6 +7,7 @@ an energy.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +22,17 @@ class StackedLinear(nn.Module):
 
     Maps (R, n, in) to (R, n, out) with weights (R, in, out) and biases (R, 1, out), both drawn
     uniformly from +-1/sqrt(in), as PyTorch's own linear layer does.
+
+    Raises ValueError for sizes below 1 and, when called, for inputs of another shape.
+
+    >>> layer = StackedLinear(3, 2, 5, generator=torch.Generator().manual_seed(0))
+    >>> x = torch.ones(5, 4, 3)
+    >>> torch.allclose(layer(x)[1], x[1] @ layer.weight[1] + layer.bias[1])
+    True
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        replicates: int = 1,
-        *,
-        generator: torch.Generator,
+        self, in_features: int, out_features: int, replicates: int, *, generator: torch.Generator
     ) -> None:
         super().__init__()
         check_count(in_features=in_features, out_features=out_features, replicates=replicates)
@@ -57,6 +60,10 @@ class FourierFeatures(nn.Module):
     trained and are the same for all replicates: gamma(x) = [x, cos(B x), sin(B x)]. They let a
     network resolve structure of size about 1/scale (Tancik et al. 2020, arXiv:2006.10739, section
     6).
+
+    >>> features = FourierFeatures(2, 1, 1.0, generator=torch.Generator().manual_seed(0))
+    >>> features(torch.zeros(1, 1, 2))
+    tensor([[[0., 0., 1., 0.]]])
     """
 
     def __init__(
@@ -80,6 +87,11 @@ class SpectralNorm(nn.Module):
     The singular vectors are exact at first; then one step of power iteration per pass in training
     mode follows them (Miyato et al. 2018, arXiv:1802.05957, algorithm 1). PyTorch's own
     parametrization would take the stack for one matrix. Register it with `spectral_norm`.
+
+    >>> weight = torch.diag(torch.tensor([4.0, 2.0]))[None]
+    >>> SpectralNorm(weight)(weight)
+    tensor([[[1.0000, 0.0000],
+             [0.0000, 0.5000]]])
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -100,15 +112,22 @@ class SpectralNorm(nn.Module):
 
 
 def spectral_norm(layer: StackedLinear) -> StackedLinear:
-    """Give each replicate of `layer` a largest singular value of 1, so that it is 1-Lipschitz."""
-    parametrize.register_parametrization(
-        layer, "weight", SpectralNorm(layer.weight.detach()), unsafe=True
-    )
-    return layer
+    """Give each replicate of `layer` a largest singular value of 1, so that it is 1-Lipschitz.
+
+    >>> layer = spectral_norm(StackedLinear(3, 2, 5, generator=torch.Generator().manual_seed(0)))
+    >>> torch.allclose(torch.linalg.matrix_norm(layer.weight, 2), torch.ones(5))
+    True
+    """
+    norm = SpectralNorm(layer.weight.detach())
+    return parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
 
 
 class Scalar(nn.Module):
-    """Drop a last axis of size 1: (R, n, 1) to (R, n)."""
+    """Drop a last axis of size 1: (R, n, 1) to (R, n).
+
+    >>> Scalar()(torch.zeros(5, 3, 1)).shape
+    torch.Size([5, 3])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return x.squeeze(-1)
@@ -162,6 +181,9 @@ class Confined(nn.Module):
     `function` is f, (R, n, *event) to (R, n), which grows at most linearly, as networks of linear
     layers with ReLU, SiLU or Fourier features do; the norm is over all of the event's axes, and
     `scale` = s is in units of x.
+
+    >>> Confined(Scalar(), scale=2.0)(torch.tensor([[[4.0]]]))
+    tensor([[6.]])
     """
 
     def __init__(self, function: nn.Module, scale: float) -> None:
@@ -183,23 +205,17 @@ def energy_mlp(
     *,
     generator: torch.Generator,
     scale: float = 2.0,
-    activation: str = "SiLU",
-    fourier: tuple[int, float] | None = None,
+    **options: Any,
 ) -> Confined:
-    """R confined energies, (R, n, in_features) to (R, n), whose f is an `mlp`.
+    """R confined energies, (R, n, in_features) to (R, n), whose f is an `mlp` with `options`.
+
+    `scale` is the one of `Confined`, and `options` are further arguments of `mlp`.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> energy_mlp(2, (64, 64), replicates=10, generator=g)(torch.zeros(10, 5, 2)).shape
     torch.Size([10, 5])
     """
-    function = mlp(
-        in_features,
-        hidden,
-        replicates=replicates,
-        generator=generator,
-        activation=activation,
-        fourier=fourier,
-    )
+    function = mlp(in_features, hidden, None, replicates, generator=generator, **options)
     return Confined(function, scale)
 
 
@@ -207,8 +223,11 @@ class NoisyGenerator(nn.Module):
     """G(z) + std z' with standard normal z': a law that has a density, of one latent (z, z').
 
     Maps (R, n, latent_dim + size of the event) to (R, n, *event); the first `latent_dim` columns go
-    through `generator` (Che et al. 2020, arXiv:2003.06060). A discriminator for it
-    must be fitted to its samples, not to those of G.
+    through `generator` (Che et al. 2020, arXiv:2003.06060). A discriminator for it must be fitted
+    to its samples, not to those of G.
+
+    >>> NoisyGenerator(nn.Identity(), latent_dim=1, std=0.5)(torch.tensor([[[1.0, 4.0]]]))
+    tensor([[[3.]]])
     """
 
     def __init__(self, generator: nn.Module, latent_dim: int, std: float) -> None:

@@ -75,7 +75,7 @@ def train(
         steps,
         generator,
         replicates=replicates,
-        callback=lambda step: average.update_parameters(energy),
+        callback=lambda step, history: average.update_parameters(energy),
         **TRAINING,
     )
     return energy, average.module
