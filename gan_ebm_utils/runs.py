@@ -33,11 +33,10 @@ def parse(
     GAN_EBM_SEED_OFFSET is set, which shifts the seeds of notebooks and is on no card.
     """
     what = "file to write" if file else "folder (default: the package's checkpoints)"
-    cache = Path(pooch.os_cache("gan_ebm_utils"))
     parts = "folder for the finished parts of a run that was cut off (default: the user's cache)"
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=file, help=what)
-    parser.add_argument("--state", type=Path, default=cache, help=parts)
+    parser.add_argument("--state", type=Path, default=pooch.os_cache("gan_ebm_utils"), help=parts)
     args = parser.parse_args(argv)
     if os.environ.get("GAN_EBM_SEED_OFFSET", "0") != "0":
         parser.error("GAN_EBM_SEED_OFFSET is set: unset it, a recipe's seed is --seed")
@@ -112,36 +111,30 @@ class Progress:
     """Says after each part of a recipe how many there are and how long the others will take.
 
     `parts` holds the names of all parts, and how long each takes beside the others: 0 for one that
-    is there already. The time left is what the others take at the mean pace of those so far.
+    is there already. The time left is what the others take at the mean pace of those made so far.
+
+    >>> progress = Progress()
+    >>> progress.parts = {"first": 1, "second": 9}
+    >>> progress.finished("first", 20)
+    part 1 of 2: first, 20 s; about 3 min left
     """
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
-        self.seconds: dict[str, float | None] = {}
+        self.seconds: dict[str, float] = {}
 
-    def finished(self, part: str, seconds: float | None, now: bool) -> None:
-        """Count `part`, which took `seconds` (None: nobody knows), and say so if that was `now`."""
-        self.seconds[part] = seconds
-        if not now:
+    def finished(self, part: str, seconds: float | None) -> None:
+        """Count `part`; say so if it was made now, in `seconds`."""
+        self.seconds[part] = seconds or 0.0
+        if seconds is None:
+            self.parts[part] = 0
             return
-        known = {name: s for name, s in self.seconds.items() if s is not None and self.parts[name]}
-        sizes = sum(self.parts[name] for name in known)  # 0, if a part that was there is damaged
-        others = sum(size for name, size in self.parts.items() if name not in self.seconds)
-        pace = sum(known.values()) / sizes if sizes else 0
-        left = f"; about {_time(pace * others)} left" if others and sizes else ""
-        count = f"part {len(self.seconds)} of {len(self.parts)}"
-        print(f"{count}: {part}, {seconds:.0f} s{left}", flush=True)
-
-
-def _time(seconds: float) -> str:
-    """In the largest unit of which there are two or more.
-
-    >>> [_time(s) for s in (5, 130, 9000)]
-    ['5 s', '2 min', '2.5 h']
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        size = sum(self.parts[name] for name in self.seconds)  # 0, if a part is made again
+        others = sum(self.parts.values()) - size
+        left = sum(self.seconds.values()) / size * others if size else 0
+        time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+        count = f"part {len(self.seconds)} of {len(self.parts)}: {part}, {seconds:.0f} s"
+        print(f"{count}; about {time_left} left" if left else count, flush=True)
 
 
 class Run(NamedTuple):
@@ -167,11 +160,8 @@ class Run(NamedTuple):
 
     def once(
         self, name: str, make: Callable[[], Any], given: dict[str, Any] | None = None
-    ) -> tuple[Any, float | None]:
-        """What `make` returns and the seconds it took, or what an earlier start has stored.
-
-        The seconds are None for a part of `known`.
-        """
+    ) -> tuple[Any, float]:
+        """What `make` returns and the seconds it took, or what an earlier start has stored."""
         return self.in_steps(name, [name], lambda _: make(), given)
 
     def in_steps(
@@ -180,7 +170,7 @@ class Run(NamedTuple):
         steps: Iterable[str],
         advance: Callable[[Any], Any],
         given: dict[str, Any] | None = None,
-    ) -> tuple[Any, float | None]:
+    ) -> tuple[Any, float]:
         """The last state of a part that is stored after each of its steps, and the seconds it took.
 
         `advance` takes the state before a step, at first None, and returns the one after it; a
@@ -190,19 +180,15 @@ class Run(NamedTuple):
         steps, key = list(steps), key_of(self.given if given is None else given)
         self.keys[name], file = key, self._file(name, key)
         found = self._found(name, key) or {"made": None, "seconds": []}
-        if found["seconds"] is None:
-            for step in steps:
-                self.progress.finished(step, None, now=False)
-            return found["made"], None
         for done, step in enumerate(steps):
-            now = done >= len(found["seconds"])
-            if now:
+            seconds = None
+            if done >= len(found["seconds"]):
                 start = time.perf_counter()
                 made = advance(found["made"])
-                seconds = [*found["seconds"], time.perf_counter() - start]
-                store({"made": made, "seconds": seconds}, file)
+                seconds = time.perf_counter() - start
+                store({"made": made, "seconds": [*found["seconds"], seconds]}, file)
                 found = read(file)  # as a later start will have it
-            self.progress.finished(step, found["seconds"][done], now)
+            self.progress.finished(step, seconds)
         return found["made"], sum(found["seconds"])
 
     def made(self, name: str, given: dict[str, Any]) -> Any:
@@ -239,7 +225,7 @@ class Run(NamedTuple):
 
     def _found(self, name: str, key: str) -> dict[str, Any] | None:
         if name in self.known and self.known[name][0] == key:
-            return {"made": self.known[name][1], "seconds": None}
+            return {"made": self.known[name][1], "seconds": [0.0]}
         return read(self._file(name, key))
 
     def _file(self, name: str, key: str) -> Path:

@@ -338,7 +338,7 @@ def test_gans_of_the_plane_are_stored_once(tmp_path, monkeypatch, capsys):
     damaged = out / "swiss_roll_gan.safetensors"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-1])
-    with pytest.raises(RuntimeError, match="or run the recipe"):
+    with pytest.raises(RuntimeError, match="or run its recipe"):
         checkpoints.load("swiss_roll_gan", folder=out)
     plane_gans.main(arguments)
     assert capsys.readouterr().out.count("kept") == len(games) - 1

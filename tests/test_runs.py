@@ -133,7 +133,7 @@ def test_a_part_can_depend_on_less_than_the_run(tmp_path):
     assert other.once("p", lambda: 1 / 0, {"b": 2})[0] == "first"
     assert other.keys == run.keys == {"p": runs.key_of({"b": 2})}
     other.known["q"] = runs.key_of({"c": 1}), "known"
-    assert other.once("q", lambda: 1 / 0, {"c": 1}) == ("known", None)
+    assert other.once("q", lambda: 1 / 0, {"c": 1}) == ("known", 0)
     assert other.once("q", lambda: "made", {"c": 2})[0] == "made"
     other.remove_parts()
     assert os.listdir(tmp_path) == []
@@ -182,6 +182,11 @@ def test_the_time_left_is_that_of_the_parts_so_far(tmp_path, capsys, monkeypatch
         "part 3 of 4: c, 40 s; about 2 s left",
         "part 4 of 4: d, 2 s",
     ]
+    run = begin(tmp_path, parts=dict.fromkeys(("s1", "s2", "s3"), 1))
+    run.in_steps("s", ["s1"], lambda _: take(100))
+    run = begin(tmp_path, parts=dict.fromkeys(("s1", "s2", "s3"), 1))
+    run.in_steps("s", ["s1", "s2"], lambda _: take(20))
+    assert "part 2 of 3: s2, 20 s; about 20 s left" in capsys.readouterr().out
     file = next(run.folder.glob("a-*.pt"))
     file.write_bytes(file.read_bytes()[:-1])
     run = begin(tmp_path, parts={**parts, "e": 1})
