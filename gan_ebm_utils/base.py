@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType
@@ -144,10 +144,8 @@ def default_device() -> torch.device:
         torch.Generator(device)
     # PyTorch raises AssertionError for CUDA in a build without it.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"GAN_EBM_DEVICE is {name!r}, which cannot be used here ({reason}); "
-            'set it to "cpu", "cuda" or "mps", or unset it'
+            f'GAN_EBM_DEVICE is {name!r}, which cannot be used here; give "cpu", "cuda" or "mps"'
         ) from error
     return device
 
@@ -210,16 +208,14 @@ def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
         yield unit * torch.cdist(part, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _reached(*functions: object) -> list[nn.Module | Tensor]:
+def _reached(*functions: object) -> tuple[list[nn.Module], list[Tensor]]:
     """The networks and tensors that functions are, hold, close over or name, the nearest first."""
-    parts, known, found = list(functions), set(), []
+    parts, known = list(functions), set()
     for part in parts:  # which grows on the way
-        if id(part) in known:
+        if id(part) in known or isinstance(part, nn.Module | Tensor):
             continue
         known.add(id(part))
-        if isinstance(part, nn.Module | Tensor):
-            found.append(part)
-        elif isinstance(part, tuple | list):
+        if isinstance(part, tuple | list):
             parts += part
         elif isinstance(part, dict):
             parts += part.values()
@@ -234,15 +230,20 @@ def _reached(*functions: object) -> list[nn.Module | Tensor]:
             parts += [part.__globals__[n] for n in _names(part.__code__) if n in part.__globals__]
         elif callable(part) and not isinstance(part, type):
             parts += getattr(part, "__dict__", {}).values()
-    return found
+    networks = [part for part in parts if isinstance(part, nn.Module)]
+    return networks, [part for part in parts if isinstance(part, Tensor)]
+
+
+def _weights(networks: list[nn.Module]) -> Iterator[Tensor]:
+    return itertools.chain(*((*net.parameters(), *net.buffers()) for net in networks))
 
 
 @functools.lru_cache(maxsize=1000)
 def _names(code: CodeType) -> tuple[str, ...]:
     """The global names that a function's code reads, those of functions inside it included."""
-    own = [step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return tuple(dict.fromkeys(itertools.chain(own, *inner)))
+    own = (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return sum(inner, tuple(own))
 
 
 def dtype_of(*functions: object) -> torch.dtype | None:
@@ -254,12 +255,8 @@ def dtype_of(*functions: object) -> torch.dtype | None:
     >>> dtype_of(nn.ReLU(), nn.Linear(2, 1).double())
     torch.float64
     """
-    for network in _reached(*functions):
-        if isinstance(network, nn.Module):
-            for weight in itertools.chain(network.parameters(), network.buffers()):
-                if weight.is_floating_point():
-                    return torch.promote_types(weight.dtype, torch.float32)
-    return None
+    types = (x.dtype for x in _weights(_reached(*functions)[0]) if x.is_floating_point())
+    return next((torch.promote_types(dtype, torch.float32) for dtype in types), None)
 
 
 def device_of(function: object) -> torch.device:
@@ -271,16 +268,33 @@ def device_of(function: object) -> torch.device:
     >>> device_of(nn.Linear(2, 1))
     device(type='cpu')
     """
-    reached = _reached(function)
-    networks = [part for part in reached if isinstance(part, nn.Module)]
-    weights = itertools.chain(*((*net.parameters(), *net.buffers()) for net in networks))
-    tensors = (part for part in reached if isinstance(part, Tensor))
-    first = next(itertools.chain(weights, tensors), None)
+    networks, tensors = _reached(function)
+    first = next(itertools.chain(_weights(networks), tensors), None)
     return default_device() if first is None else first.device
 
 
 @contextlib.contextmanager
-def evaluating(*functions: object) -> Iterator[None]:
+def switched_off(attribute: str, parts: Iterable[object]) -> Iterator[None]:
+    """The `attribute` of all `parts` is False inside the block, and as it was after it.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> with switched_off("requires_grad", layer.parameters()):
+    ...     layer.weight.requires_grad
+    False
+    >>> layer.weight.requires_grad
+    True
+    """
+    on = [part for part in parts if getattr(part, attribute)]
+    try:
+        for part in on:
+            setattr(part, attribute, False)
+        yield
+    finally:
+        for part in on:
+            setattr(part, attribute, True)
+
+
+def evaluating(*functions: object) -> contextlib.AbstractContextManager[None]:
     """The networks that functions reach in evaluation mode inside the block, as they were after it.
 
     In training mode batch normalisation couples the samples of a batch and forgets what it learnt,
@@ -294,15 +308,8 @@ def evaluating(*functions: object) -> Iterator[None]:
     >>> network.training
     True
     """
-    networks = [part for part in _reached(*functions) if isinstance(part, nn.Module)]
-    training = [module for net in networks for module in net.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    networks, _ = _reached(*functions)
+    return switched_off("training", [module for net in networks for module in net.modules()])
 
 
 @contextlib.contextmanager
@@ -312,10 +319,7 @@ def gradients() -> Iterator[None]:
     Raises RuntimeError within `torch.inference_mode`, whose tensors can never have one.
     """
     if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "this needs gradients, which torch.inference_mode() rules out; use torch.no_grad(), "
-            "inside which it works"
-        )
+        raise RuntimeError("torch.inference_mode() rules out gradients; use torch.no_grad()")
     with torch.enable_grad():
         yield
 
@@ -333,24 +337,18 @@ def count_calls(*networks: nn.Module) -> Iterator[Callable[[], Calls]]:
     >>> calls()
     Calls(forward=15, backward=0)
     """
-    rows = [0, 0]
+    forward, backward = [], []  # rows of each pass
 
-    def forward(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
         n = math.prod(output.shape[:2])
-        rows[0] += n
+        forward.append(n)
         if output.requires_grad:
-            output.register_hook(lambda grad: backward(n))
+            output.register_hook(lambda grad: backward.append(n))
 
-    def backward(n: int) -> None:
-        rows[1] += n
-
-    # A network that is given twice is one network.
-    handles = [network.register_forward_hook(forward) for network in dict.fromkeys(networks)]
-    try:
-        yield lambda: Calls(*rows)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for network in dict.fromkeys(networks):  # one that is given twice is one network
+            hooks.enter_context(network.register_forward_hook(count))
+        yield lambda: Calls(sum(forward), sum(backward))
 
 
 def check_samples(**samples: Tensor) -> None:
@@ -383,12 +381,10 @@ def check_positive(**numbers: float) -> None:
     ValueError: std must be positive, got 0
     """
     for name, number in numbers.items():
-        try:
-            good = bool(0 < number < float("inf"))
-        except (TypeError, ValueError, RuntimeError):  # a text; several numbers
-            good = False
-        if not good:
-            raise ValueError(f"{name} must be positive, got {number}")
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # a text; several numbers
+            if 0 < number < math.inf:
+                continue
+        raise ValueError(f"{name} must be positive, got {number}")
 
 
 def check_shape(**given: tuple[Tensor, str]) -> None:
@@ -416,8 +412,7 @@ def check_shape(**given: tuple[Tensor, str]) -> None:
 
 def is_count(number: object, least: int = 1) -> bool:
     """Whether `number` is a whole number of at least `least`; a truth value is none."""
-    whole = isinstance(number, Integral) and not isinstance(number, bool)
-    return whole and number >= least
+    return isinstance(number, Integral) and not isinstance(number, bool) and number >= least
 
 
 def check_count(least: int = 1, /, **counts: int) -> None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gan_ebm_utils.base import (
     Calls,
@@ -32,11 +31,18 @@ from gan_ebm_utils.base import (
     at_least_float32,
     check_count,
     check_positive,
+    check_samples,
+    check_shape,
     dtype_of,
     evaluating,
     gradients,
     rand,
 )
+
+# Points (*batch, *event) to log target - log proposal density (*batch), up to a constant.
+LogRatio = Callable[[Tensor], Tensor]
+# Proposals that `rejection_sample` draws at once.
+_BATCH = 10_000
 
 
 def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kernel:
@@ -47,17 +53,21 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
     (Welling and Teh 2011, with the full gradient).
 
     Raises ValueError for a step size that is not positive or a negative temperature.
+
+    >>> energy = lambda x: x.square().sum(dim=-1) / 2
+    >>> descent, g = langevin(energy, 1.0, temperature=0.0), torch.Generator().manual_seed(0)
+    >>> run_chain(descent, torch.ones(1, 1), 3, g).positions.flatten()
+    tensor([0.5000, 0.2500, 0.1250])
     """
     check_positive(step_size=step_size)
-    if not 0 <= temperature < float("inf"):
+    if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
     scale = math.sqrt(step_size * temperature)
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
-        noise = _noise(state.position, generator)
         # One pass over memory each; the new tensor is the kernel's own.
         position = torch.add(state.position, state.grad, alpha=-step_size / 2)
-        position.add_(noise, alpha=scale)
+        position.add_(_noise(position, generator), alpha=scale)
         always = torch.ones_like(state.energy)
         return _evaluate(energy, position), Info(always, always.bool())
 
@@ -72,6 +82,11 @@ def mala(energy: Energy, step_size: float) -> Kernel:
     rejected state stays, with its energy and gradient (Roberts and Tweedie 1996).
 
     An energy of +inf is a point outside the support, which is never entered.
+
+    >>> energy, g = lambda x: x.square().sum(dim=-1) / 2, torch.Generator().manual_seed(0)
+    >>> ends = run_chain(mala(energy, 1.0), torch.zeros(9000, 1), 20, g).positions[-1]
+    >>> bool(abs(ends.var() - 1) < 0.06)  # N(0, 1), to four standard errors
+    True
     """
     check_positive(step_size=step_size)
 
@@ -97,6 +112,12 @@ def mixture(*kernels: Kernel) -> Kernel:
     kernels must take each other's states.
 
     Raises ValueError without a kernel.
+
+    >>> energy, g = lambda x: x.square().sum(dim=-1) / 2, torch.Generator().manual_seed(0)
+    >>> kernel = mixture(mala(energy, 0.1), mala(energy, 2.0))
+    >>> ends = run_chain(kernel, torch.zeros(9000, 1), 60, g).positions[-1]
+    >>> bool(abs(ends.var() - 1) < 0.06)  # N(0, 1), to four standard errors
+    True
     """
     if not kernels:
         raise ValueError("give at least one kernel")
@@ -110,70 +131,72 @@ def mixture(*kernels: Kernel) -> Kernel:
     return Kernel(kernels[0].init, step, sum((kernel.networks for kernel in kernels), ()))
 
 
-def independence_mh(log_ratio: Callable[[Tensor], Tensor], propose: Sample) -> Kernel:
+def independence_mh(log_ratio: LogRatio, propose: Sample) -> Kernel:
     """Metropolis-Hastings with proposals that do not look at the state.
 
     With log_ratio r = log target - log proposal density, up to a constant, y is accepted with
     probability min(1, e^{r(y) - r(x)}) (Hastings 1970). The energy of a state is -r:
     its energy relative to the proposal. -inf stands for a point outside the target's support.
+
+    >>> wide = lambda size, g: 2 * torch.randn(*size, 1, generator=g)  # N(0, 4)
+    >>> log_ratio = lambda x: -3 / 8 * x.square().sum(dim=-1)  # of N(0, 1)
+    >>> g, kernel = torch.Generator().manual_seed(0), independence_mh(log_ratio, wide)
+    >>> ends = run_chain(kernel, torch.zeros(9000, 1), 20, g).positions[-1]
+    >>> bool(abs(ends.var() - 1) < 0.06)  # to four standard errors
+    True
     """
 
-    def init(position: Tensor) -> State:
-        return _init_relative(log_ratio, position)
-
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
-        position = _propose(propose, tuple(state.position.shape), state.energy.ndim, generator)
-        proposal = State(position, _relative_energy(log_ratio, position), None)
+        y = _propose(propose, tuple(state.energy.shape), state, generator)
+        proposal = _relative(log_ratio, y)
         # A state outside the support is left at once.
         log_alpha = torch.where(state.energy.isinf(), 0.0, state.energy - proposal.energy)
         return _accept(state, proposal, log_alpha, generator)
 
-    return Kernel(init, step, (log_ratio,))
+    return Kernel(lambda position: _relative(log_ratio, _start(position)), step, (log_ratio,))
 
 
-def isir(log_ratio: Callable[[Tensor], Tensor], propose: Sample, n_candidates: int) -> Kernel:
+def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
     """Iterated sampling importance resampling: choose among the state and fresh proposals.
 
     The next state is one of `n_candidates` points, the state and n_candidates - 1 proposals, drawn
     with weights e^{r}. The target is invariant for every n_candidates >= 2 (Andrieu et al. 2018).
+
+    >>> wide = lambda size, g: 2 * torch.randn(*size, 1, generator=g)  # N(0, 4)
+    >>> log_ratio = lambda x: -3 / 8 * x.square().sum(dim=-1)  # of N(0, 1)
+    >>> g, kernel = torch.Generator().manual_seed(0), isir(log_ratio, wide, 4)
+    >>> ends = run_chain(kernel, torch.zeros(9000, 1), 10, g).positions[-1]
+    >>> bool(abs(ends.var() - 1) < 0.06)  # to four standard errors
+    True
     """
     check_count(2, n_candidates=n_candidates)  # the state and one proposal
-    n_fresh = n_candidates - 1
+    n_new = n_candidates - 1
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
+        axis = state.energy.ndim  # of the candidates
         *lead, n_chains = state.energy.shape
         # All proposals of a replicate stand on one axis, as a network of stacked replicates asks.
-        axis = state.energy.ndim  # of the candidates
-        shape = (*lead, n_chains * n_fresh, *state.position.shape[axis:])
-        fresh = _propose(propose, shape, axis, generator)
-        energy = _relative_energy(log_ratio, fresh).reshape(*lead, n_chains, n_fresh)
-        fresh = fresh.reshape(*energy.shape, *fresh.shape[axis:])
-        energies = torch.cat([state.energy[..., None], energy], dim=axis)
-        positions = torch.cat([state.position.unsqueeze(axis), fresh], dim=axis)
+        fresh = _relative(log_ratio, _propose(propose, (*lead, n_chains * n_new), state, generator))
+
+        def candidates(own: Tensor, new: Tensor) -> Tensor:
+            return torch.cat([own.unsqueeze(axis), new.unflatten(axis - 1, (-1, n_new))], axis)
+
+        positions = candidates(state.position, fresh.position)
+        energies = candidates(state.energy, fresh.energy)
         # Where no candidate lies in the support all weights are nan; then each will do.
         weights = (-energies).softmax(dim=axis).nan_to_num(1.0)
-        chosen = torch.multinomial(
-            weights.reshape(-1, n_candidates), 1, generator=generator
-        ).reshape(*lead, n_chains, 1)
-        wide = chosen.reshape(*chosen.shape, *[1] * (positions.ndim - chosen.ndim))
-        index = wide.expand(*chosen.shape, *positions.shape[axis + 1 :])
-        moved = State(
-            positions.gather(axis, index).squeeze(axis),
-            energies.gather(axis, chosen).squeeze(axis),
-            None,
-        )
-        return moved, Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
+        chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=generator)
+        chosen = chosen.view_as(weights[..., :1])
+        index = _wide(chosen, positions).expand_as(state.position.unsqueeze(axis))
+        position = positions.gather(axis, index).squeeze(axis)
+        energy = energies.gather(axis, chosen).squeeze(axis)
+        return State(position, energy, None), Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
 
-    return Kernel(lambda position: _init_relative(log_ratio, position), step, (log_ratio,))
+    return Kernel(lambda position: _relative(log_ratio, _start(position)), step, (log_ratio,))
 
 
 def rejection_sample(
-    log_ratio: Callable[[Tensor], Tensor],
-    propose: Sample,
-    n: int,
-    log_bound: float,
-    generator: torch.Generator,
-    batch_size: int = 10_000,
+    log_ratio: LogRatio, propose: Sample, n: int, log_bound: float, generator: torch.Generator
 ) -> Refined:
     """n exact samples of the target: keep a proposal x with probability e^{r(x) - log M}.
 
@@ -183,29 +206,31 @@ def rejection_sample(
     Raises ValueError, with the count and the largest excess, if a log ratio exceeds the bound: what
     was kept until then has the wrong law. Raises RuntimeError if fewer than one proposal in a
     million is kept.
+
+    >>> wide = lambda size, g: 2 * torch.randn(*size, 1, generator=g)  # N(0, 4)
+    >>> log_ratio = lambda x: -3 / 8 * x.square().sum(dim=-1)  # of N(0, 1), at most 0
+    >>> done = rejection_sample(log_ratio, wide, 9000, 0.0, torch.Generator().manual_seed(0))
+    >>> abs(done.acceptance_rate - 1 / 2) < 0.02  # one proposal in M = 2
+    True
     """
-    check_count(n=n, batch_size=batch_size)
+    check_count(n=n)
     if not math.isfinite(log_bound):
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     kept, n_kept, n_tried = [], 0, 0
     while n_kept < n:
         with torch.no_grad(), evaluating(log_ratio):
-            x = propose((batch_size,), generator)
-            r = -_relative_energy(log_ratio, x)
-        n_tried += batch_size
+            x = propose((_BATCH,), generator)
+            r = -_relative(log_ratio, x).energy
+        n_tried += _BATCH
         if exceeding := int((r > log_bound).sum()):
             raise ValueError(
-                f"{exceeding} of {batch_size} log ratios exceed log_bound = {log_bound:g}, the "
+                f"{exceeding} of {_BATCH} log ratios exceed log_bound = {log_bound:g}, the "
                 f"largest is {float(r.max()):g}; give a bound that holds everywhere"
             )
-        accepted = x[log_uniform(r, generator) < r - log_bound]
-        kept.append(accepted)
-        n_kept += len(accepted)
+        kept.append(x[log_uniform(r, generator) < r - log_bound])
+        n_kept += len(kept[-1])
         if n_kept < 1e-6 * n_tried - 10:
-            raise RuntimeError(
-                f"{n_kept} of {n_tried} proposals were kept at log_bound = {log_bound:g}; "
-                "the proposal is too far from the target"
-            )
+            raise RuntimeError(f"{n_kept} of {n_tried} kept: propose is too far from the target")
     return Refined(torch.cat(kept)[:n], None, n_kept / n_tried, Calls(n_tried, 0))
 
 
@@ -234,6 +259,12 @@ def annealed_log_partition(
     is itself too low if no chain found a heavy region.
 
     Raises ValueError for counts below 1, fewer than 2 chains, or a start without a density.
+
+    >>> from gan_ebm_utils.datasets import gaussian
+    >>> energy, g = lambda x: x.square().sum(dim=-1) / 2, torch.Generator().manual_seed(0)
+    >>> log_z = annealed_log_partition(energy, gaussian([0.0], std=2.0), 20, 0.5, g)
+    >>> abs(float(log_z.value) - math.log(2 * math.pi) / 2) < 4 * float(log_z.standard_error)
+    True
     """
     check_count(n_levels=n_levels, replicates=replicates)
     check_count(2, n_chains=n_chains)  # for a standard error
@@ -260,12 +291,7 @@ def annealed_log_partition(
 
 
 def run_chain(
-    kernel: Kernel,
-    position: Tensor,
-    n_steps: int,
-    generator: torch.Generator,
-    thin: int = 1,
-    progress: bool = False,
+    kernel: Kernel, position: Tensor, n_steps: int, generator: torch.Generator, thin: int = 1
 ) -> Chain:
     """Run `n_steps` steps from `position` (*batch, *event) and keep every `thin`-th state.
 
@@ -275,28 +301,35 @@ def run_chain(
     gradient; FloatingPointError, with the step and the number of chains, where an energy is nan;
     RuntimeError for a kernel with gradients within `torch.inference_mode`. Warns if all chains end
     where they began.
+
+    >>> kernel = langevin(lambda x: x.square().sum(dim=-1) / 2, 0.1)
+    >>> g = torch.Generator().manual_seed(0)
+    >>> run_chain(kernel, torch.zeros(5, 2), n_steps=100, generator=g, thin=10).positions.shape
+    torch.Size([10, 5, 2])
     """
     check_count(n_steps=n_steps, thin=thin)
     if thin > n_steps:
         raise ValueError(f"thin must be at most n_steps, got {thin} and {n_steps}: nothing is kept")
-    with evaluating(*kernel.networks):
-        state = start = _at_step(0, kernel.init, position)
-        n_kept = n_steps // thin
-        positions = state.position.new_empty(n_kept, *state.position.shape)
-        energies = state.energy.new_empty(n_kept, *state.energy.shape)
-        rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
-        for step in tqdm(range(1, n_steps + 1), desc="chains", disable=not progress):
-            state, info = _at_step(step, kernel.step, state, generator)
-            rate += info.acceptance_rate
-            moved += info.is_accepted
-            if step % thin == 0:
-                positions[step // thin - 1] = state.position
-                energies[step // thin - 1] = state.energy
+    step, n_kept = 0, n_steps // thin
+    try:
+        with evaluating(*kernel.networks):
+            state = start = kernel.init(position)
+            positions = state.position.new_empty(n_kept, *state.position.shape)
+            energies = state.energy.new_empty(n_kept, *state.energy.shape)
+            rate, moved = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
+            for step in range(1, n_steps + 1):
+                state, info = kernel.step(state, generator)
+                rate += info.acceptance_rate
+                moved += info.is_accepted
+                if step % thin == 0:
+                    positions[step // thin - 1] = state.position
+                    energies[step // thin - 1] = state.energy
+    except FloatingPointError as error:
+        raise FloatingPointError(f"step {step}: {error}") from error
     # A step or two may be refused by chance, and training makes many such short runs.
     if n_steps >= 10 and torch.equal(state.position, start.position):
         warnings.warn(
-            f"all chains stand where they began, after {n_steps} steps: their law is that of the "
-            "start; lower the step size, or run longer",
+            f"all chains stand where they began, after {n_steps} steps: lower the step size",
             stacklevel=2,
         )
     return Chain(positions, energies, rate / n_steps, moved / n_steps)
@@ -309,6 +342,14 @@ class ReplayBuffer:
     returns some of them, each replaced by a fresh one with probability `fresh_share`; `store` puts
     them back after the chain has moved them (Tieleman 2008; Du and Mordatch 2019,
     arXiv:1903.08689).
+
+    >>> noise = lambda size, g: torch.randn(*size, 2, generator=g)
+    >>> g = torch.Generator().manual_seed(0)
+    >>> buffer = ReplayBuffer(noise, 100, g, fresh_share=0.0)
+    >>> x = buffer.draw(20, g)
+    >>> buffer.store(x + 50)
+    >>> int((buffer.positions > 25).all(dim=2).sum())
+    20
     """
 
     def __init__(
@@ -333,8 +374,7 @@ class ReplayBuffer:
         check_count(n=n)
         if n > capacity:
             raise ValueError(f"n must be at most the capacity {capacity}, got {n}")
-        order = torch.randperm(capacity, generator=generator, device=self.positions.device)
-        self._drawn = order[:n]
+        self._drawn = torch.randperm(capacity, generator=generator, device=generator.device)[:n]
         positions = self.positions[:, self._drawn]  # indexing copies
         renewed = rand(replicates, n, generator=generator) < self.fresh_share
         if n_renewed := int(renewed.sum()):
@@ -357,6 +397,10 @@ def log_uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
     In half precision u is 0 once in some hundred draws, in float32 once in 17 million, and its
     logarithm lies below every other number; so u is at least half the smallest step between draws.
+
+    >>> draws = log_uniform(torch.zeros(9000).bfloat16(), torch.Generator().manual_seed(0))
+    >>> draws.dtype, bool(abs(draws.mean() + 1) < 0.05)  # the mean of log u is -1
+    (torch.float32, True)
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     uniform = torch.rand(like.shape, generator=generator, device=like.device, dtype=dtype)
@@ -372,33 +416,21 @@ def _squares(x: Tensor, batch: int) -> Tensor:
     return x.square().flatten(batch).sum(dim=batch)
 
 
-def _init(energy: Energy, position: Tensor) -> State:
-    _check_position(position)
-    if position.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"position is {position.dtype}, in which small steps are lost; give it, and the energy "
-            "its weights, in float32 or float64"
-        )
-    # A copy, so that no chain shares memory with what the caller holds.
-    with gradients():  # once for a chain, whose steps only switch them on
-        return _evaluate(energy, position.clone())
-
-
-def _init_relative(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> State:
-    _check_position(position)
-    return State(position.clone(), _relative_energy(log_ratio, position), None)
-
-
-def _check_position(position: Tensor) -> None:
+def _start(position: Tensor) -> Tensor:
+    """A copy, so that no chain shares memory with what the caller holds."""
+    check_shape(position=(position, "chains ..."))
+    check_samples(position=position)
     if position.requires_grad:
         raise ValueError("position requires a gradient; give position.detach()")
-    if position.ndim < 2 or not position.numel():
-        raise ValueError(
-            f"position must be (*batch, *event) with at least one chain, got "
-            f"{tuple(position.shape)}; a single chain in d dimensions is (1, d)"
-        )
-    if not position.isfinite().all():
-        raise ValueError("position holds values that are not finite")
+    return position.clone()
+
+
+def _init(energy: Energy, position: Tensor) -> State:
+    position = _start(position)
+    if position.dtype not in (torch.float32, torch.float64):  # small steps would be lost
+        raise ValueError(f"position is {position.dtype}; give it in float32 or float64")
+    with gradients():  # once for a chain, whose steps only switch them on
+        return _evaluate(energy, position)
 
 
 def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
@@ -408,18 +440,14 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
         value = energy(x)
         _check_energy(value, position, "energy")
         if not value.requires_grad:
-            raise ValueError(
-                "the energy does not depend on the position in a way that autograd can follow; "
-                "compute it from its argument without detach or no_grad"
-            )
+            raise ValueError("give an energy that autograd can follow, without detach or no_grad")
         total = value.sum()
         (grad,) = torch.autograd.grad(total, x)
     value = at_least_float32(value.detach())
     # A sum is finite only if every term is; looking at each costs more and is rarely needed.
     if not math.isfinite(float(total.detach() + grad.sum())):
-        wall = (value == float("inf")) & walls
-        wide = wall.reshape(*wall.shape, *[1] * (grad.ndim - wall.ndim))
-        grad = torch.where(wide, 0.0, grad)
+        wall = (value == math.inf) & walls
+        grad = torch.where(_wide(wall, grad), 0.0, grad)
         finite = (value.isfinite() | wall) & grad.flatten(wall.ndim).isfinite().all(dim=wall.ndim)
         if bad := int((~finite).sum()):
             raise FloatingPointError(
@@ -429,38 +457,32 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
     return State(position, value, grad)
 
 
-def _propose(
-    propose: Sample, shape: tuple[int, ...], n_batch: int, generator: torch.Generator
-) -> Tensor:
-    """Proposals of the given shape, whose first `n_batch` axes are asked for."""
+def _propose(propose: Sample, size: tuple, state: State, generator: torch.Generator) -> Tensor:
+    """Proposals (*size, *event) of the event of `state`."""
     with torch.no_grad():
-        position = propose(shape[:n_batch], generator)
-    if tuple(position.shape) != shape:
-        raise ValueError(
-            f"propose must return {shape} for the size {shape[:n_batch]}, a point for each chain, "
-            f"got {tuple(position.shape)}"
-        )
-    return position
+        x = propose(size, generator)
+    if x.shape != (shape := (*size, *state.position.shape[state.energy.ndim :])):
+        raise ValueError(f"propose must return {shape} for the size {size}, got {tuple(x.shape)}")
+    return x
 
 
-def _relative_energy(log_ratio: Callable[[Tensor], Tensor], position: Tensor) -> Tensor:
+def _relative(log_ratio: LogRatio, position: Tensor) -> State:
+    """The state at `position`, whose energy is -r."""
     with torch.no_grad():
-        value = at_least_float32(log_ratio(position))
-    _check_energy(value, position, "log ratio")
-    if bad := int((value.isnan() | (value == float("inf"))).sum()):
+        energy = -at_least_float32(log_ratio(position))
+    _check_energy(energy, position, "log ratio")
+    if bad := int((energy.isnan() | (energy == -math.inf)).sum()):
         raise FloatingPointError(
-            f"the log ratio is nan or +inf in {bad} of {value.numel()} points; "
-            "calibrate it, or leave such points out of the proposal"
+            f"the log ratio is nan or +inf in {bad} of {energy.numel()} points; calibrate it"
         )
-    return -value
+    return State(position, energy, None)
 
 
 def _check_energy(value: Tensor, position: Tensor, name: str) -> None:
-    n = value.ndim
-    if not 1 <= n < position.ndim or value.shape != position.shape[:n]:
+    if not 0 < value.ndim < position.ndim or value.shape != position.shape[: value.ndim]:
         raise ValueError(
-            f"the {name} must map points (*batch, *event) to (*batch), one number each; for "
-            f"points {tuple(position.shape)} it returned {tuple(value.shape)}"
+            f"the {name} of points {tuple(position.shape)} must be one number each, "
+            f"it returned {tuple(value.shape)}"
         )
 
 
@@ -468,19 +490,14 @@ def _accept(
     state: State, proposal: State, log_alpha: Tensor, generator: torch.Generator
 ) -> tuple[State, Info]:
     accepted = log_uniform(log_alpha, generator) < log_alpha
-    wide = accepted.reshape(*accepted.shape, *[1] * (state.position.ndim - accepted.ndim))
-    wide = wide.expand_as(state.position).contiguous()  # `where` takes twice as long to broadcast
+    # `where` takes twice as long to broadcast.
+    wide = _wide(accepted, state.position).expand_as(state.position).contiguous()
+    position = torch.where(wide, proposal.position, state.position)
+    energy = torch.where(accepted, proposal.energy, state.energy)
     grad = None if state.grad is None else torch.where(wide, proposal.grad, state.grad)
-    moved = State(
-        torch.where(wide, proposal.position, state.position),
-        torch.where(accepted, proposal.energy, state.energy),
-        grad,
-    )
-    return moved, Info(log_alpha.clamp(max=0).exp(), accepted)
+    return State(position, energy, grad), Info(log_alpha.clamp(max=0).exp(), accepted)
 
 
-def _at_step(step: int, function: Callable, *arguments: object) -> object:
-    try:
-        return function(*arguments)
-    except FloatingPointError as error:
-        raise FloatingPointError(f"step {step}: {error}") from error
+def _wide(x: Tensor, like: Tensor) -> Tensor:
+    """`x` (*batch) with as many axes as `like` (*batch, *event)."""
+    return x.reshape(*x.shape, *[1] * (like.ndim - x.ndim))

@@ -6,10 +6,9 @@ or what `datasets.minibatches` returns.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,8 +21,10 @@ from gan_ebm_utils.base import (
     Sample,
     check_count,
     check_positive,
+    check_samples,
     evaluating,
     gradients,
+    switched_off,
 )
 from gan_ebm_utils.losses import gan_d_loss
 from gan_ebm_utils.samplers import ReplayBuffer, run_chain
@@ -84,16 +85,13 @@ def fit_discriminator(
     (torch.Size([50, 1]), True)
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
-    check_positive(learning_rate=learning_rate)
-    optimizer = _adam("discriminator", discriminator, learning_rate, (0.9, 0.99))
-    size = (replicates, batch_size)
+    descend = _descent("discriminator", discriminator, learning_rate, (0.9, 0.99), penalty)
     losses = _record(n_steps, replicates, generator)
     for step in tqdm(range(n_steps), desc="discriminator"):
-        _set_rate(optimizer, learning_rate * (1 + math.cos(math.pi * step / n_steps)) / 2)
-        x, y = real(size, generator), fake(size, generator)
-        losses[step] = _discriminator_step(
-            discriminator, optimizer, loss, penalty, x, y, generator, step
-        )
+        share = (1 + math.cos(math.pi * step / n_steps)) / 2
+        x, y = (draw((replicates, batch_size), generator) for draw in (real, fake))
+        value = loss(discriminator(x), discriminator(y))
+        losses[step] = descend(value, step, share, discriminator, x, y, generator)
     return losses
 
 
@@ -170,40 +168,24 @@ def train_gan(
     torch.Size([3, 5])
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
-    check_positive(learning_rate=learning_rate)
-    d_optimizer = _adam("discriminator", gan.discriminator, learning_rate, betas)
-    g_optimizer = _adam("generator", gan.generator, learning_rate, betas)
+    d_descend = _descent("discriminator", gan.discriminator, learning_rate, betas, penalty)
+    g_descend = _descent("generator", gan.generator, learning_rate, betas, g_penalty)
     if shared := len({*_weights(gan.discriminator)} & {*_weights(gan.generator)}):
-        raise ValueError(
-            f"generator and discriminator share {shared} weights, which cannot follow two losses; "
-            "freeze them, or give each network its own"
-        )
+        raise ValueError(f"generator and discriminator share {shared} weights; freeze these")
     size = (replicates, batch_size)
     history = History(*(_record(n_steps, replicates, generator) for _ in History._fields))
     for step in tqdm(range(n_steps), desc="GAN"):
-        for optimizer in (d_optimizer, g_optimizer):
-            _set_rate(optimizer, learning_rate * min(1.0, 2 * (1 - step / n_steps)))
+        share = min(1.0, 2 * (1 - step / n_steps))
         for _ in range(d_steps):
             x, y = data(size, generator), _draws(gan)(size, generator)
-            value = _discriminator_step(
-                gan.discriminator, d_optimizer, d_loss, penalty, x, y, generator, step
-            )
-        history.d_loss[step] = value
+            value = d_loss(gan.discriminator(x), gan.discriminator(y))
+            history.d_loss[step] = d_descend(value, step, share, gan.discriminator, x, y, generator)
         # The generator's gradient passes through the discriminator, whose weights need none.
-        with _frozen(gan.discriminator):
+        with switched_off("requires_grad", gan.discriminator.parameters()):
             z = gan.prior(size, generator)
             y = gan.generator(z)
             value = g_loss(gan.discriminator(x), gan.discriminator(y))
-            total = value if g_penalty is None else value + g_penalty(gan, z, y, generator)
-            if not total.isfinite().all():
-                raise RuntimeError(
-                    f"the generator's loss is not finite at step {step}: "
-                    f"{total.detach().tolist()}; lower the learning rate or add a penalty"
-                )
-            g_optimizer.zero_grad()
-            total.sum().backward()
-        g_optimizer.step()
-        history.g_loss[step] = value.detach()
+            history.g_loss[step] = g_descend(value, step, share, gan, z, y, generator)
         if callback is not None:
             callback(step, history)
     return history
@@ -236,8 +218,9 @@ def train_ebm(
     `callback(step, history)` is called after each step. While negatives are drawn the energy is in
     evaluation mode.
 
-    Raises ValueError for counts below 1, a frozen energy, a negative alpha or negatives of another
-    shape than the data, RuntimeError with the step if an energy stops being finite.
+    Raises ValueError for counts below 1, a frozen energy, a negative alpha, samples that are not
+    finite or negatives of another shape than the data, RuntimeError with the step if the loss
+    stops being finite.
 
     >>> from gan_ebm_utils import datasets, networks, samplers
     >>> g = torch.Generator().manual_seed(0)
@@ -247,36 +230,24 @@ def train_ebm(
     torch.Size([3, 5])
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
-    check_positive(learning_rate=learning_rate)
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
-    optimizer = _adam("energy", energy, learning_rate, betas)
+    descend = _descent("energy", energy, learning_rate, betas, penalty)
     history = EbmHistory(*(_record(n_steps, replicates, generator) for _ in EbmHistory._fields))
     for step in tqdm(range(n_steps), desc="EBM"):
-        _set_rate(optimizer, learning_rate * min(1.0, 2 * (1 - step / n_steps)))
         x = data((replicates, batch_size), generator)
         with evaluating(energy):
             y = negatives(x, generator).detach()
         if y.shape != x.shape:
             raise ValueError(f"negatives must be {tuple(x.shape)}, got {tuple(y.shape)}")
         real, fake = energy(x), energy(y)
-        total = real.mean(dim=1) - fake.mean(dim=1)
-        total = total + alpha * (real.square().mean(dim=1) + fake.square().mean(dim=1))
-        if penalty is not None:
-            total = total + penalty(energy, x, y, generator)
-        if not total.isfinite().all():
-            raise RuntimeError(
-                f"the loss of the energy is not finite at step {step}: mean on data "
-                f"{real.mean(dim=1).tolist()}, on negatives {fake.mean(dim=1).tolist()}; "
-                "lower the learning rate or the step size of the chains, or confine the energy"
-            )
-        optimizer.zero_grad()
-        total.sum().backward()
-        optimizer.step()
-        history.real[step], history.fake[step] = (
-            real.detach().mean(dim=1),
-            fake.detach().mean(dim=1),
-        )
+        mean_real, mean_fake = real.mean(dim=1), fake.mean(dim=1)
+        total = mean_real - mean_fake
+        if alpha:
+            total = total + alpha * (real.square().mean(dim=1) + fake.square().mean(dim=1))
+        share = min(1.0, 2 * (1 - step / n_steps))
+        descend(total, step, share, energy, x, y, generator)
+        history.real[step], history.fake[step] = mean_real.detach(), mean_fake.detach()
         if callback is not None:
             callback(step, history)
     return history
@@ -339,12 +310,7 @@ def short_run(kernel: Kernel, k: int, noise: Sample) -> Negatives:
 
 def _draws(gan: Gan) -> Sample:
     """Samples of the generator, without gradients."""
-
-    @torch.no_grad()
-    def sample(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return gan.generator(gan.prior(size, generator))
-
-    return sample
+    return torch.no_grad()(lambda size, generator: gan.generator(gan.prior(size, generator)))
 
 
 def _moved(kernel: Kernel, x: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -365,57 +331,30 @@ def _weights(network: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in network.parameters() if weight.requires_grad]
 
 
-@contextlib.contextmanager
-def _frozen(network: nn.Module) -> Iterator[None]:
-    """Inside the block no weight of `network` requires a gradient; afterwards those that did."""
-    weights = _weights(network)
-    try:
-        for weight in weights:
-            weight.requires_grad_(False)
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
-
-
-def _adam(
-    name: str, network: nn.Module, learning_rate: float, betas: tuple[float, float]
-) -> torch.optim.Adam:
+def _descent(
+    name: str, network: nn.Module, rate: float, betas: tuple[float, float], penalty: Callable | None
+) -> Callable[..., Tensor]:
+    """A function that takes one step of Adam down losses (R,) plus their penalty."""
+    check_positive(learning_rate=rate)
     if not (weights := _weights(network)):
-        raise ValueError(
-            f"the {name} has no weight that requires a gradient, so there is nothing to train; if "
-            "it was frozen, as refitted and loaded networks are, call its requires_grad_(True)"
-        )
-    return torch.optim.Adam(weights, lr=learning_rate, betas=betas, fused=True)
+        raise ValueError(f"the {name} has no weight to train; call its requires_grad_(True)")
+    optimizer = torch.optim.Adam(weights, betas=betas, fused=True)
 
+    def descend(losses: Tensor, step: int, share: float, *arguments: object) -> Tensor:
+        """At a `share` of the rate, with the penalty's arguments; returns the losses without it."""
+        total = losses if penalty is None else losses + penalty(*arguments)
+        if not total.isfinite().all():
+            _, x, y, _ = arguments  # for a generator latents, which are finite, and its samples
+            for kind, batch in (("real", x), ("generated", y)):
+                check_samples(**{f"the {kind} batch of step {step}": batch})
+            raise RuntimeError(
+                f"the {name}'s loss is not finite at step {step}: {total.tolist()}; lower the "
+                "learning rate or the step size of chains, add a penalty, or confine the energy"
+            )
+        optimizer.param_groups[0]["lr"] = rate * share
+        optimizer.zero_grad()
+        total.sum().backward()
+        optimizer.step()
+        return losses.detach()
 
-def _set_rate(optimizer: torch.optim.Adam, learning_rate: float) -> None:
-    optimizer.param_groups[0]["lr"] = learning_rate
-
-
-def _discriminator_step(
-    discriminator: nn.Module,
-    optimizer: torch.optim.Adam,
-    loss: Loss,
-    penalty: Penalty | None,
-    x: Tensor,
-    y: Tensor,
-    generator: torch.Generator,
-    step: int,
-) -> Tensor:
-    value = loss(discriminator(x), discriminator(y))
-    total = value if penalty is None else value + penalty(discriminator, x, y, generator)
-    if not total.isfinite().all():
-        for name, batch in (("real", x), ("generated", y)):
-            if not batch.isfinite().all():
-                raise ValueError(
-                    f"the {name} samples of step {step} hold values that are not finite"
-                )
-        raise RuntimeError(
-            f"the discriminator's loss is not finite at step {step}: {total.detach().tolist()}; "
-            "lower the learning rate or add a penalty"
-        )
-    optimizer.zero_grad()
-    total.sum().backward()
-    optimizer.step()
-    return value.detach()
+    return descend

@@ -237,7 +237,7 @@ def by_logit(make):
 
 
 def reject(at):
-    done = samplers.rejection_sample(lambda x: -quadratic(x), fresh, 5, 0.0, rng(at), 100)
+    done = samplers.rejection_sample(lambda x: -quadratic(x), fresh, 5, 0.0, rng(at))
     return done.samples
 
 
@@ -426,6 +426,7 @@ NO_TENSORS = {
     "base.evaluating",
     "base.gradients",
     "base.is_count",
+    "base.switched_off",
     "base.check_count",
     "base.check_positive",
     "base.check_shape",

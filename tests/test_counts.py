@@ -108,7 +108,6 @@ COUNTS = [
     ("chain", "n_steps", lambda n: chain(n_steps=n)),
     ("chain", "thin", lambda n: chain(thin=n)),
     ("rejected", "n", lambda n: rejected(n=n)),
-    ("rejected", "batch_size", lambda n: rejected(batch_size=n)),
     ("isir", "n_candidates", lambda n: samplers.isir(lambda x: -quadratic(x), LAW.sample, n)),
     ("mlp", "in_features", lambda n: networks.mlp(n, (4,), generator=rng())),
     ("mlp", "out_features", lambda n: networks.mlp(2, (n,), generator=rng())),

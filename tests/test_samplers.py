@@ -395,15 +395,21 @@ def test_infinite_log_ratios():
     ("position", "message"),
     [
         (torch.zeros(10, 2, requires_grad=True), "give position.detach"),
-        (torch.zeros(2), r"a single chain in d dimensions is \(1, d\)"),
-        (torch.zeros(0, 2), "at least one chain"),
-        (torch.full((10, 2), math.nan), "not finite"),
+        (torch.zeros(2), r"position must be \(chains, \.\.\.\); got \(2,\)"),
+        (torch.zeros(0, 2), r"position is empty: shape \(0, 2\); give at least one"),
+        (torch.full((10, 2), math.nan), "position holds 20 values that are not finite"),
     ],
 )
 def test_a_bad_start(position, message):
     for kernel in (langevin(normal_energy, 0.1), mala(normal_energy, 0.1)):
         with pytest.raises(ValueError, match=message):
             run_chain(kernel, position, 3, rng())
+
+
+def test_a_start_is_a_tensor():
+    for kernel in (mala(normal_energy, 0.1), isir(well_ratio, wide, 3)):
+        with pytest.raises(TypeError, match="position must be a tensor of real numbers"):
+            run_chain(kernel, torch.zeros(10, 1).numpy(), 3, rng())
 
 
 @pytest.mark.parametrize(
@@ -433,7 +439,7 @@ def test_a_bound_that_is_exceeded_is_an_error():
     with pytest.raises(ValueError, match="log_bound must be finite, got nan"):
         rejection_sample(well_ratio, wide, 10, math.nan, rng())
     with pytest.raises(RuntimeError, match="too far from the target"):
-        rejection_sample(well_ratio, wide, 10, 100.0, rng(), batch_size=1_000_000)
+        rejection_sample(well_ratio, wide, 10, 100.0, rng())
 
 
 # --- replay buffer ---
@@ -674,7 +680,7 @@ def test_inference_mode_is_named(make):
 @pytest.mark.parametrize("make", [langevin, mala])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
 def test_positions_too_coarse_for_a_step(make, dtype):
-    with pytest.raises(ValueError, match=f"position is {dtype}.*in float32 or float64"):
+    with pytest.raises(ValueError, match=f"position is {dtype}; give it in float32 or float64"):
         run_chain(make(normal_energy, 0.1), torch.zeros(5, 2, dtype=dtype), 3, rng())
 
 
