@@ -677,28 +677,28 @@ def test_a_sampler_that_is_added_is_all_that_is_run(short, tmp_path, monkeypatch
         raise AssertionError("what is stored is run again")
 
     rows = {k: row._replace(draw=refuse) for k, row in one_budget.SAMPLERS.items()}
-    rows["two_step"] = one_budget.Sampler(  # the row of the table, and its function
+    rows["two-step"] = one_budget.Sampler(  # the row of the table, and its function
         one_budget.in_parts(mh_gan), lambda budget, n, _: {"n_steps": 2}, {}
     )
     monkeypatch.setattr(one_budget, "SAMPLERS", rows)
     made.clear()
     capsys.readouterr()
     one_budget.main(options)
-    assert made == ["refitted/two_step/10", "refitted/two_step/20"]
+    assert made == ["refitted/two-step/10", "refitted/two-step/20"]
     told = capsys.readouterr().out
-    assert "part 7 of 18: refitted/two_step/10" in told
+    assert "part 7 of 18: refitted/two-step/10" in told
     second = budget_in(tmp_path)
-    assert second.card["settings"]["samplers"] == ["drs", "ddls", "langevin", "two_step"]
-    assert second.tensors["refitted/two_step/10/high_quality"].shape == (10,)
+    assert second.card["settings"]["samplers"] == ["drs", "ddls", "langevin", "two-step"]
+    assert second.tensors["refitted/two-step/10/high_quality"].shape == (10,)
     for name, tensor in first.tensors.items():
         assert torch.equal(second.tensors[name].nan_to_num(), tensor.nan_to_num()), name
     assert second.card["chosen"] == first.card["chosen"]
     assert second.card["keys"].items() > first.card["keys"].items()
     # The control: another argument is another run, and with it all that is chosen by it.
-    rows["two_step"] = rows["two_step"]._replace(arguments=lambda budget, n, _: {"n_steps": 3})
+    rows["two-step"] = rows["two-step"]._replace(arguments=lambda budget, n, _: {"n_steps": 3})
     made.clear()
     one_budget.main(options)
-    assert made == ["refitted/two_step/10", "refitted/two_step/20"]
+    assert made == ["refitted/two-step/10", "refitted/two-step/20"]
     rows["langevin"] = first_row = one_budget.SAMPLERS["langevin"]._replace(passes=1)
     assert first_row.draw is refuse
     made.clear()

@@ -10,9 +10,10 @@ against a half of the test set that scores no sampler. MALA on the plane takes i
 instead, and on the Swiss roll has one longer budget. Each takes an hour or more on one CPU core; a
 run that is cut off goes on after the last part that was finished.
 
-A sampler is a row of SAMPLERS. The card holds a key for each part, a digest of all it depends on,
+A sampler is a row of SAMPLERS. The card holds a key for each part, a digest of what it depends on,
 and a part that the checkpoint in `--out` holds under its key is taken from there: a sampler that is
-added is all that is run.
+added is all that is run. The digest is of a sampler's name and arguments, not of its code: one that
+does something else needs another name.
 
 On MNIST the networks compute in bfloat16, and the features for the FID in single precision.
 """
@@ -110,7 +111,9 @@ class Sampler(NamedTuple):
 def in_parts(sampler: Callable[..., Refined]) -> Callable[..., Refined]:
     """A sampler of `refine` as `Sampler.draw`."""
 
-    def draw(gan: Gan, n: int, generator: torch.Generator, *, part: int, **arguments: Any):
+    def draw(
+        gan: Gan, n: int, generator: torch.Generator, *, part: int, **arguments: Any
+    ) -> Refined:
         done = [sampler(gan, part, generator, **arguments) for _ in range(n // part)]
         rate = done[0].acceptance_rate
         if rate is not None:
@@ -122,7 +125,9 @@ def in_parts(sampler: Callable[..., Refined]) -> Callable[..., Refined]:
     return draw
 
 
-def rejected(gan: Gan, n: int, generator: torch.Generator, *, part: int, **arguments: Any):
+def rejected(
+    gan: Gan, n: int, generator: torch.Generator, *, part: int, **arguments: Any
+) -> Refined:
     """Rejection of proposals, `part` at a time, with one pilot for all n samples."""
     return drs(gan, n, generator, batch_size=part, **arguments)
 
@@ -135,7 +140,9 @@ def rejection_cost(acceptance: Tensor) -> Tensor:
     return 1 / acceptance + 1.5
 
 
-def transported(gan: Gan, n: int, generator: torch.Generator, *, replicates: int, **arguments: Any):
+def transported(
+    gan: Gan, n: int, generator: torch.Generator, *, replicates: int, **arguments: Any
+) -> Refined:
     """Optimal transport with one estimate of k for all parts."""
     k = lipschitz_estimate(gan, generator, replicates=replicates)[:, None]
     return in_parts(dot)(gan, n, generator, replicates=replicates, k=k, **arguments)
@@ -572,14 +579,14 @@ def known_parts(name: str, folder: Path | None) -> dict[str, tuple[str, Any]]:
         return {}
     known, chosen = {}, stored.card.get("chosen", {})
     for part, key in stored.card.get("keys", {}).items():
-        name, _, what = part.partition("-")
-        if what == "choice":
+        if part.endswith("-choice"):
             told = chosen[part]["errors"] if part in chosen else []
             made = [float("inf") if error is None else error for error in told]
         else:
+            name = part.removesuffix("-watch")
             each = {k.removeprefix(f"{name}/"): v for k, v in stored.tensors.items()}
             scores = each.keys() - stored.tensors.keys()  # those of this run
-            made = {k: each[k] for k in scores if (k in WATCHED) == (what == "watch")}
+            made = {k: each[k] for k in scores if (k in WATCHED) == (name != part)}
         if made:
             known[part] = key, made
     return known
