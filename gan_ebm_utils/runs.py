@@ -31,6 +31,9 @@ def parse(
     `--out` is the folder of a checkpoint; with `file` it is a file and must be given. Ends the
     program with a message if a folder cannot be written, before hours of work are lost to it, or if
     GAN_EBM_SEED_OFFSET is set, which shifts the seeds of notebooks and is on no card.
+
+    >>> parse(argparse.ArgumentParser(), ["--seed", "3", "--out", ".", "--state", "."]).seed
+    3
     """
     what = "file to write" if file else "folder (default: the package's checkpoints)"
     parts = "folder for the finished parts of a run that was cut off (default: the user's cache)"
@@ -78,7 +81,14 @@ def key_of(given: dict[str, Any]) -> str:
 
 
 def store(state: Any, file: Path) -> None:
-    """Write `state` and its digest to `file`, which is replaced only when the new one is whole."""
+    """Write `state` and its digest to `file`, which is replaced only when the new one is whole.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store({"step": 3}, Path(folder) / "part.pt")
+    ...     read(Path(folder) / "part.pt")
+    {'step': 3}
+    """
     raw = io.BytesIO()
     torch.save(state, raw)
     raw.seek(0)
@@ -89,7 +99,11 @@ def store(state: Any, file: Path) -> None:
 
 
 def read(file: Path) -> Any:
-    """What `store` wrote to `file`, on the CPU, or None if there is none or it is damaged."""
+    """What `store` wrote to `file`, on the CPU, or None if there is none or it is damaged.
+
+    >>> read(Path("none.pt")) is None
+    True
+    """
     if not file.exists():
         return None
     raw = file.read_bytes()
@@ -144,6 +158,16 @@ class Run(NamedTuple):
     read. A part is kept under the key of what it depends on, by default all of `given`, so that any
     difference makes it another part. `known` are parts that need no making, each with its key, and
     `keys` those of the parts so far.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     args = argparse.Namespace(seed=0, state=Path(folder))
+    ...     run = begin("one", {"steps": 10}, args, Progress())
+    ...     run.expect({"sum": 1})
+    ...     total, seconds = run.once("sum", lambda: sum(range(10)))
+    part 1 of 1: sum, 0 s
+    >>> total
+    45
     """
 
     given: dict[str, Any]
@@ -239,7 +263,12 @@ def begin(
     progress: Progress,
     **read_from: str,
 ) -> Run:
-    """The run of `recipe` with these settings and arguments, which reads what `read_from` names."""
+    """The run of `recipe` with these settings and arguments, which reads what `read_from` names.
+
+    >>> args = argparse.Namespace(seed=0, state=Path("state"))
+    >>> begin("one", {"steps": 10}, args, Progress(), data="MNIST").given
+    {'recipe': 'one', 'settings': {'steps': 10}, 'seed': 0, 'data': 'MNIST'}
+    """
     given = {"recipe": recipe, "settings": settings, "seed": args.seed, **read_from}
     given = json.loads(json.dumps(given))  # tuples become lists, as on a card that is read
     return Run(given, args.state / recipe, progress, {}, {})
