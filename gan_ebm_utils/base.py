@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
@@ -66,6 +67,44 @@ class Gan(NamedTuple):
     def logit(self, z: Tensor) -> Tensor:
         """d(G(z)), (R, n)."""
         return self.discriminator(self.generator(z))
+
+
+class Single(nn.Module):
+    """Anyone's network as one replicate: (1, n, ...) to (1, n, *event), or to logits (1, n).
+
+    `network` maps (n, latent_dim) to (n, *event), or (n, *event) to one number for each sample:
+    (n,), (n, 1) or (n, 1, 1, 1). The `Gan` of two such networks is `Gan(Single(G), Single(D), z)`.
+    Numbers for samples, data on a line, get their axis back by
+    `nn.Sequential(Single(G), nn.Unflatten(1, (-1, 1)))`.
+
+    Raises TypeError for what is no module, ValueError for more than one replicate or an output of
+    another length.
+
+    >>> Single(nn.Linear(2, 1))(torch.zeros(1, 5, 2)).shape
+    torch.Size([1, 5])
+    >>> Single(nn.Unflatten(1, (3, 4, 4)))(torch.zeros(1, 5, 48)).shape
+    torch.Size([1, 5, 3, 4, 4])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        check_modules(network=network)
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or len(x) != 1:
+            raise ValueError(
+                f"Single is one replicate and takes (1, n, ...), got {tuple(x.shape)}; leave out "
+                "replicates, and give one sample after another"
+            )
+        y = self.network(x.squeeze(0))
+        if not isinstance(y, Tensor) or not y.ndim or len(y) != x.shape[1]:
+            found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise ValueError(
+                f"the network in Single must map ({x.shape[1]}, ...) to ({x.shape[1]}, ...), a row "
+                f"for each sample; for {tuple(x.shape[1:])} it returned {found}"
+            )
+        return y.reshape(1, -1) if y.numel() == len(y) else y.unsqueeze(0)
 
 
 class State(NamedTuple):
@@ -408,6 +447,132 @@ def check_shape(**given: tuple[Tensor, str]) -> None:
         wanted = (f"{name} ({', '.join(axes.split())})" for name, (_, axes) in given.items())
         found = ", ".join(str(tuple(tensor.shape)) for tensor, _ in given.values())
         raise ValueError(f"{', '.join(wanted).replace(' ', ' must be ', 1)}; got {found}")
+
+
+def check_gan(
+    gan: Gan, replicates: int, generator: torch.Generator, depth: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Latents (R, 100, latent_dim) and their logits (R, 100), without a draw from `generator`.
+
+    Raises ValueError, or TypeError for what is no module, with the line to write instead, unless
+    `gan` maps latents to samples and those to one logit each. With `depth`, the frames up to the
+    line to warn of, the discriminator is a trained one: raises FloatingPointError for logits that
+    are not finite, and warns of those that may be probabilities.
+
+    >>> gan = Gan(nn.Linear(3, 2), nn.Linear(2, 1), 3)
+    >>> check_gan(gan, 1, seeded(0, "cpu"))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: the discriminator must map ... it returned (1, 100, 1); write Single(D), ...
+    """
+    check_count(replicates=replicates, latent_dim=gan.latent_dim)
+    check_modules(generator=gan.generator, discriminator=gan.discriminator)
+    own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
+    z = gan.prior((replicates, 100), own)
+    with torch.no_grad(), evaluating(*gan[:2]):
+        x = _tried("generator", "latents", gan.generator, z)
+        d = at_least_float32(_tried("discriminator", "samples", gan.discriminator, x))
+    if depth:
+        check_logits(d)
+    if depth and d.min() >= 0 and d.max() <= 1 and d.min() < d.max():
+        warnings.warn(
+            "all logits lie in [0, 1]: if the discriminator returns probabilities D, give it the "
+            "logit log D - log(1 - D), its output before the sigmoid, and refit it",
+            stacklevel=depth,
+        )
+    return z, d
+
+
+def check_logits(d: Tensor) -> None:
+    """Raise FloatingPointError unless all logits are finite.
+
+    >>> check_logits(torch.tensor([0.0, float("inf")]))
+    Traceback (most recent call last):
+    FloatingPointError: 1 of 2 logits are nan or infinite; regularise or calibrate the discriminator
+    """
+    if bad := int((~d.isfinite()).sum()):
+        raise FloatingPointError(
+            f"{bad} of {d.numel()} logits are nan or infinite; regularise or calibrate the "
+            "discriminator"
+        )
+
+
+def check_modules(**networks: object) -> None:
+    """Raise TypeError, with what to give instead, unless each named network is an `nn.Module`.
+
+    >>> check_modules(discriminator=lambda x: x)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    TypeError: the discriminator must be an nn.Module, whose weights and mode can be found, got ...
+    """
+    for name, network in networks.items():
+        if network is None:
+            raise TypeError(
+                f"the {name} is None; refit_discriminator(gan, Single(D), minibatches(data), "
+                "n_steps, generator) fits a new discriminator D"
+            )
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"the {name} must be an nn.Module, whose weights and mode can be found, got a "
+                f"{type(network).__name__}; give the network that it calls, with what comes before "
+                "or after as layers, as Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
+            )
+
+
+def _tried(name: str, what: str, network: nn.Module, x: Tensor) -> Tensor:
+    """network(x), or ValueError with what to write so that it works."""
+    axes, made = "(R, n, latent_dim)", "samples (R, n, *event)"
+    if name == "discriminator":
+        axes, made = "(R, n, *event)", "logits (R, n)"
+
+    def fits(y: Tensor) -> bool:
+        return y.shape[:2] == x.shape[:2] and (y.ndim == 2) == (name == "discriminator")
+
+    try:
+        if fits(y := network(x)):
+            return y
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"the {name} does not take {what} {tuple(x.shape)} of {x.dtype}, which is {axes}: "
+            f"{error}; {_mending(name, network, x, fits)}"
+        ) from error
+    raise ValueError(
+        f"the {name} must map {what} {axes} to {made}, here {tuple(x.shape[:2])}; it returned "
+        f"{tuple(y.shape)}; {_mending(name, network, x, fits)}"
+    )
+
+
+def _mending(name: str, network: nn.Module, x: Tensor, fits: Callable[[Tensor], bool]) -> str:
+    """What to write so that `network` takes x (R, n, ...), found by trying where that helps."""
+    for weight in itertools.chain(network.parameters(), network.buffers()):
+        if weight.device != x.device:
+            return (
+                f"its weights lie on {weight.device}, what it is given on {x.device}: write "
+                f'seeded(0, "{weight.device}"), or move both networks with .to("{x.device}")'
+            )
+        if weight.is_floating_point() and weight.dtype != x.dtype:
+            return (
+                f"its weights are {weight.dtype}, and all must be float32, or all float64: give "
+                "both networks one type with .float() or .double()"
+            )
+    own = network.network if isinstance(network, Single) else network
+    letter, size = name[0].upper(), math.prod(x.shape[2:])
+    ways = [[own], [nn.Flatten(), own], [own, nn.AdaptiveAvgPool2d(1)]]
+    if name == "generator":
+        ways = [[own], [nn.Unflatten(1, (size, 1, 1)), own]]  # as a DCGAN takes its latents
+    for layers in ways:
+        with contextlib.suppress(Exception):
+            if fits(Single(nn.Sequential(*layers))(x)):
+                terms = [letter if layer is own else f"nn.{layer}" for layer in layers]
+                line = terms[0] if len(terms) == 1 else f"nn.Sequential({', '.join(terms)})"
+                return f"write Single({line}), {letter} being the network"
+    if name == "discriminator":
+        return "let it return one number for each sample"
+    sizes = (getattr(m, "in_features", getattr(m, "in_channels", None)) for m in own.modules())
+    takes = next(filter(None, sizes), size)
+    hint = f", perhaps Gan(generator, discriminator, {takes})" if takes != size else ""
+    return (
+        f"give replicates, and the Gan latent_dim, as the generator was built{hint}; samples on a "
+        "line need an axis, nn.Sequential(Single(G), nn.Unflatten(1, (-1, 1)))"
+    )
 
 
 def is_count(number: object, least: int = 1) -> bool:

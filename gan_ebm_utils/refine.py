@@ -1,4 +1,4 @@
-"""Samplers that improve a trained GAN's samples with its discriminator, and how to calibrate it.
+"""Samplers that improve a trained GAN's samples with its discriminator.
 
 Each is called as sampler(gan, n, generator, replicates=R, ...) and returns `Refined`: n samples per
 replicate, their latents, the acceptance rate and the rows that passed through both networks. The
@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from gan_ebm_utils.base import (
@@ -31,6 +28,9 @@ from gan_ebm_utils.base import (
     State,
     at_least_float32,
     check_count,
+    check_gan,
+    check_logits,
+    check_modules,
     check_positive,
     check_samples,
     count_calls,
@@ -48,8 +48,6 @@ from gan_ebm_utils.samplers import (
     mixture,
     run_chain,
 )
-
-MIN_CALIBRATION = 100  # held-out logits of each class
 
 
 def drs(
@@ -73,13 +71,20 @@ def drs(
     log r / (M - r) among the pilot's draws: more is kept, and the law is not exact (Azadi et al.
     2018, arXiv:1810.06758). `budget` = B is another rule, min(1, c r / M) with c >= 1
     such that one in B of the pilot's draws is kept; at that budget it is the best for every
-    f-divergence (Verine et al. 2024, arXiv:2311.00460).
+    f-divergence (Verine et al. 2024, arXiv:2311.00460). Azadi et al. first train the discriminator
+    further while the generator stays fixed, as `training.refit_discriminator` does.
 
     Samples are (R, n, *event); the calls include the pilot's. `max_proposals` of a replicate are by
     default 1,000 for each sample, or ten times the budget if that is more, and at least a million.
 
     Raises ValueError for both options at once, a percentile outside (0, 100), a budget below 1, or
     `max_proposals` below n; RuntimeError as soon as a replicate is too slow to keep n of them.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, _, _, log_bound = exact_gan()
+    >>> refined = drs(gan, 5000, torch.Generator().manual_seed(0), log_bound=log_bound)
+    >>> refined.samples.shape, round(float(refined.acceptance_rate) * math.exp(log_bound), 1)
+    (torch.Size([1, 5000, 2]), 1.0)
     """
     check_count(n=n, n_pilot=n_pilot, batch_size=batch_size)
     if percentile is not None and budget is not None:
@@ -100,36 +105,15 @@ def drs(
         raise ValueError(
             f"max_proposals must be at least n = {n}, got {max_proposals}: each sample takes one"
         )
-
-    def logit(z: Tensor) -> Tensor:
-        d = at_least_float32(gan.logit(z))
-        _check_finite(d)
-        return d
-
     with _counting(gan) as calls, torch.no_grad():
-        z, d = _look(gan, replicates, generator)
+        z, d = check_gan(gan, replicates, generator, depth=3)
         if log_bound is None or percentile is not None or budget is not None:
             parts = [min(batch_size, n_pilot - i) for i in range(0, n_pilot, batch_size)]
-            pilot = torch.cat([logit(gan.prior((replicates, m), generator)) for m in parts], dim=1)
-        bound = pilot.amax(dim=1) if log_bound is None else d.new_full((replicates,), log_bound)
-        gamma, scale = torch.zeros_like(bound), None
-        if percentile is not None:
-            level = 1 - percentile / 100
-            gap = _log_gap(pilot, bound[:, None])
-            gamma = -gap.quantile(level, dim=1, interpolation="nearest")
-        if budget is not None:
-            scale = _log_scale(pilot, bound, budget)
-
-        def log_accept(d: Tensor, bound: Tensor, row: Tensor) -> Tensor:
-            """Of logits d in the replicates `row`, which broadcasts with them."""
-            if scale is not None:
-                return (d + scale[row]).clamp(max=0)
-            return -F.softplus(gamma[row] + _log_gap(d, bound[row]))
-
+            d = torch.cat([_propose(gan, (replicates, m), generator)[1] for m in parts], dim=1)
+        rule = _rule(d, log_bound, percentile, budget)
         every = torch.arange(replicates, device=d.device)[:, None]
-        # What was kept: its replicate, latent and logit, in the order of the proposals.
-        row, latents, logits = every[:0, 0], z.new_empty(0, gan.latent_dim), bound[:0]
-        n_kept, n_tried = row.bincount(minlength=replicates), 0
+        kept = _Kept(every[:0, 0], z.new_empty(0, gan.latent_dim), d.new_empty(0))
+        n_kept, n_tried = kept.row.bincount(minlength=replicates), 0
         while (least := int(n_kept.min())) < n:
             m = min(batch_size, max_proposals - n_tried)
             # Five standard deviations behind the pace that would reach n, and ten for small counts.
@@ -139,22 +123,69 @@ def drs(
                     f"with {max_proposals}; raise max_proposals, or keep more with percentile or "
                     "budget"
                 )
-            z = gan.prior((replicates, m), generator)
-            d = logit(z)
+            z, d = _propose(gan, (replicates, m), generator)
             n_tried += m
-            raised = torch.maximum(bound, d.amax(dim=1))
-            if scale is None and (raised > bound).any():
-                thinner = log_accept(logits, raised, row) - log_accept(logits, bound, row)
-                stay = log_uniform(thinner, generator) < thinner
-                row, latents, logits = row[stay], latents[stay], logits[stay]
-                bound = raised
-            kept = log_uniform(d, generator) < log_accept(d, bound, every)
-            row = torch.cat([row, every.expand_as(kept)[kept]])
-            latents, logits = torch.cat([latents, z[kept]]), torch.cat([logits, d[kept]])
-            n_kept = row.bincount(minlength=replicates)
-        latents = torch.stack([latents[row == r][:n] for r in range(replicates)])
+            rule, kept = _raised(rule, kept, d, generator)
+            new = log_uniform(d, generator) < rule.log_accept(d, every)
+            more = _Kept(every.expand_as(new)[new], z[new], d[new])
+            kept = _Kept(*(torch.cat(pair) for pair in zip(kept, more, strict=True)))
+            n_kept = kept.row.bincount(minlength=replicates)
+        latents = torch.stack([kept.latents[kept.row == r][:n] for r in range(replicates)])
         samples = gan.generator(latents)
     return Refined(samples, latents, n_kept / n_tried, calls())
+
+
+class _Rule(NamedTuple):
+    """Keeps r = e^d with probability r / (r + e^gamma (M - r)), or min(1, r e^scale); all (R,)."""
+
+    bound: Tensor  # log M
+    gamma: Tensor
+    scale: Tensor | None
+
+    def log_accept(self, d: Tensor, row: Tensor) -> Tensor:
+        """Of logits d in the replicates `row`, which broadcasts with them."""
+        if self.scale is not None:
+            return (d + self.scale[row]).clamp(max=0)
+        return -F.softplus(self.gamma[row] + _log_gap(d, self.bound[row]))
+
+
+class _Kept(NamedTuple):
+    """What was kept, in the order of the proposals: its replicate, latent and logit."""
+
+    row: Tensor
+    latents: Tensor
+    logits: Tensor
+
+
+def _propose(gan: Gan, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Latents of the prior and their logits."""
+    z = gan.prior(size, generator)
+    d = at_least_float32(gan.logit(z))
+    check_logits(d)
+    return z, d
+
+
+def _rule(
+    pilot: Tensor, log_bound: float | None, percentile: float | None, budget: float | None
+) -> _Rule:
+    """The rule that the logits (R, n) of a pilot set, of which a given bound alone needs none."""
+    bound = pilot.amax(dim=1) if log_bound is None else pilot.new_full(pilot.shape[:1], log_bound)
+    gamma = torch.zeros_like(bound)
+    if percentile is not None:
+        gap, level = _log_gap(pilot, bound[:, None]), 1 - percentile / 100
+        gamma = -gap.quantile(level, dim=1, interpolation="nearest")
+    return _Rule(bound, gamma, None if budget is None else _log_scale(pilot, bound, budget))
+
+
+def _raised(rule: _Rule, kept: _Kept, d: Tensor, generator: torch.Generator) -> tuple[_Rule, _Kept]:
+    """The rule with a bound that no logit of d (R, n) exceeds, and what it would have kept."""
+    bound = torch.maximum(rule.bound, d.amax(dim=1))
+    if rule.scale is not None or not (bound > rule.bound).any():
+        return rule, kept
+    higher = rule._replace(bound=bound)
+    thinner = higher.log_accept(kept.logits, kept.row) - rule.log_accept(kept.logits, kept.row)
+    stay = log_uniform(thinner, generator) < thinner
+    return higher, _Kept(*(part[stay] for part in kept))
 
 
 def mh_gan(
@@ -175,11 +206,17 @@ def mh_gan(
     2018, arXiv:1811.11357).
 
     Raises ValueError for `data` that are not one start for each chain.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = mh_gan(gan, 1000, g, n_steps=30)
+    >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
+    True
     """
     check_count(n=n, n_steps=n_steps)
     kernel = independence_mh(gan.logit, gan.prior)
     with _counting(gan) as calls, torch.no_grad():
-        _look(gan, replicates, generator)
+        check_gan(gan, replicates, generator, depth=3)
         z = gan.prior((replicates, n), generator)
         if data is not None:
             kernel = kernel._replace(init=_start_at(gan, data, (replicates, n)))
@@ -216,6 +253,12 @@ def isir_gan(
     Each of `n_steps` steps draws n_candidates - 1 new latents and takes one of all candidates with
     weights e^d (Andrieu et al. 2018; on GANs Samsonov et al. 2022, arXiv:2111.02702). The
     acceptance rate is the share of steps that leave the state.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = isir_gan(gan, 1000, g, n_steps=10)
+    >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
+    True
     """
     check_count(n=n, n_steps=n_steps)
     kernel = isir(gan.logit, gan.prior, n_candidates)
@@ -238,9 +281,15 @@ def ddls(
     E(z) = |z|^2/2 - d(G(z)), whose pushforward is p_g e^d / Z (Che et al. 2020,
     arXiv:2003.06060); chains start at the prior. With several step sizes
     each step takes one of them at random. `kernel` = `langevin` leaves out the acceptance step, as
-    the paper does; `energy` = `wgan_latent_energy` is for a critic.
+    the paper does; `energy` = `partial(latent_energy, temperature=T)` is for a critic.
 
     Raises FloatingPointError, with the step, where an energy or its gradient is not finite.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = ddls(gan, 100, g, replicates=2, step_size=0.1, n_steps=9)
+    >>> refined.samples.shape, refined.calls.backward  # 200 chains, 2 networks, start and steps
+    (torch.Size([2, 100, 2]), 4000)
     """
     check_count(n=n, n_steps=n_steps)
     sizes = np.atleast_1d(step_size).tolist()
@@ -264,6 +313,12 @@ def dgflow(
     z <- z - (eps/2) grad E(z) + sqrt(eps T) noise, from the prior; in the paper's letters
     eps = 2 eta and T = gamma, and eta = .1, gamma = .01 (Ansari et al. 2021, arXiv:2012.00780,
     algorithm 1). The ratio in E is that of the unmoved generator. Nothing is ever refused.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = dgflow(gan, 1000, g)
+    >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
+    True
     """
     check_count(n=n, n_steps=n_steps)
     kernel = langevin(flow_energy(gan, divergence), step_size, temperature)
@@ -291,6 +346,12 @@ def dot(
     nears the origin; it is taken of the step, since Adam turns a gradient. Nothing is ever refused.
 
     Raises ValueError for another space, or `tangent` in the data space.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> refined = dot(gan, 1000, g, space="data", n_steps=20)
+    >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
+    True
     """
     check_count(n=n, n_steps=n_steps)
     check_positive(learning_rate=learning_rate)
@@ -298,7 +359,7 @@ def dot(
     if tangent and space == "data":
         raise ValueError('tangent is for latents, whose prior lives near a sphere; use "latent"')
     with _counting(gan) as calls, gradients():
-        _look(gan, replicates, generator)
+        check_gan(gan, replicates, generator, depth=3)
         start, mover = gan.prior((replicates, n), generator), gan
         if space == "data":
             with torch.no_grad():
@@ -340,6 +401,11 @@ def lipschitz_estimate(
     are one point have no slope and are left out.
 
     Raises ValueError for another space.
+
+    >>> from gan_ebm_utils.datasets import exact_gan
+    >>> gan, g = exact_gan().gan, torch.Generator().manual_seed(0)
+    >>> lipschitz_estimate(gan, g, replicates=2).shape
+    torch.Size([2])
     """
     check_count(replicates=replicates, n_pairs=n_pairs, n_draws=n_draws)
     _check_space(space)
@@ -359,190 +425,13 @@ def _check_space(space: str) -> None:
         raise ValueError(f'space must be "latent" or "data", got {space!r}')
 
 
-class _Linear(nn.Module):
-    """slope * d + offset, for each replicate its own."""
-
-    def __init__(self, slope: Tensor, offset: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("slope", slope)
-        self.register_buffer("offset", offset)
-
-    def forward(self, d: Tensor) -> Tensor:
-        return self.slope * d + self.offset
-
-
-class _Monotone(nn.Module):
-    """Piecewise linear through points (knots, values) of each replicate, constant beyond them.
-
-    Both are (R, m); a replicate with fewer points repeats its last one.
-    """
-
-    def __init__(self, knots: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("knots", knots)
-        self.register_buffer("values", values)
-
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        for name, buffer in self.named_buffers():  # m is that of the data a map was fitted to
-            saved = state.get(prefix + name)
-            if saved is not None and len(saved) == len(buffer):  # else the sizes are refused below
-                setattr(self, name, buffer.new_empty(saved.shape))
-        super()._load_from_state_dict(state, prefix, *rest)
-
-    def forward(self, d: Tensor) -> Tensor:
-        if len(d) != len(self.knots):
-            raise ValueError(
-                f"this calibration was fitted to {len(self.knots)} replicates, got logits "
-                f"{tuple(d.shape)}"
-            )
-        d = d.to(torch.promote_types(d.dtype, self.knots.dtype))
-        x, y = self.knots.to(d.dtype), self.values.to(d.dtype)
-        # Within the knots the search never ends at a repeated one.
-        d = d.clamp(x[:, :1], x[:, -1:])
-        right = torch.searchsorted(x, d.detach().contiguous()).clamp(1, x.shape[1] - 1)
-        left_x, right_x = x.gather(1, right - 1), x.gather(1, right)
-        left_y, right_y = y.gather(1, right - 1), y.gather(1, right)
-        return left_y + (d - left_x) / (right_x - left_x) * (right_y - left_y)
-
-
-def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
-    """A function that turns a logit (R, n) into a calibrated one, from held-out logits.
-
-    `real` and `fake` are logits (R, n) of equally many real and generated samples that the
-    discriminator was not trained on. "platt" fits a d + b by maximum likelihood (Platt 1999).
-    "temperature" drops b of the same fit, which only ratios can do without: for a critic, 1/a is
-    its temperature. "isotonic" fits any rising function of d (Zadrozny and Elkan 2002). A step
-    that held one class only would have an infinite logit; one generated sample is added above all
-    and one real sample below all, so that none does. It is flat nearly everywhere, so of no use
-    where a gradient is needed. Use it as
-    `nn.Sequential(gan.discriminator, calibrate(real, fake))`. Its state can be loaded into a
-    calibration of any other logits of R replicates by the same method. The fit is of standardised
-    logits: the map of c d + b gives what that of d gives, for every c > 0 and b.
-
-    Raises ValueError for other shapes, fewer than 100 held-out logits of each class, another
-    method, logits that are all equal, or logits that a threshold separates, where the likelihood
-    has no maximum. Warns if a discriminator is the wrong way round: generated samples have the
-    higher mean.
-    """
-    if method not in ("platt", "temperature", "isotonic"):
-        raise ValueError(f'method must be "platt", "temperature" or "isotonic", got {method!r}')
-    if real.ndim != 2 or real.shape != fake.shape:
-        raise ValueError(
-            f"real and fake must be logits (R, n) of one shape, got {tuple(real.shape)} and "
-            f"{tuple(fake.shape)}"
-        )
-    check_samples(real=real, fake=fake)
-    n = real.shape[1]
-    if n < MIN_CALIBRATION:
-        raise ValueError(
-            f"{n} held-out logits of each class are too few to calibrate; give at least "
-            f"{MIN_CALIBRATION}"
-        )
-    if bool((torch.cat([real, fake], dim=1) == real[:, :1]).all(dim=1).any()):
-        raise ValueError("all held-out logits are equal, so they tell nothing; calibrate another")
-    apart = (real.amin(dim=1) > fake.amax(dim=1)) | (real.amax(dim=1) < fake.amin(dim=1))
-    if bool(apart.any()):
-        raise ValueError(
-            "a threshold separates the held-out logits of real and generated samples: no "
-            "calibration is finite; regularise the discriminator, or hold out more"
-        )
-    logits = torch.cat([fake, real], dim=1).detach().cpu().double().numpy()
-    labels = np.repeat([0, 1], n)
-    centre, spread = logits.mean(axis=1, keepdims=True), logits.std(axis=1, keepdims=True)
-    logits = (logits - centre) / spread
-    # The sign of the slope that maximises the likelihood of balanced classes.
-    wrong = np.flatnonzero(logits[:, n:].mean(axis=1) < logits[:, :n].mean(axis=1))
-    if len(wrong):
-        warnings.warn(
-            f"in {len(wrong)} of {len(logits)} replicates generated samples have the higher "
-            "mean logit: the discriminator is the wrong way round, or blind; a logit is high where "
-            "a sample is real",
-            stacklevel=2,
-        )
-
-    def stored(rows: np.ndarray) -> Tensor:
-        tensor = at_least_float32(real.detach()).new_tensor(rows)
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"the logits spread by {float(spread.min()):.3g} only, too little for "
-                f"{tensor.dtype}; multiply the discriminator's output, or give it in float64"
-            )
-        return tensor
-
-    if method == "isotonic":
-        # A generated sample above all and a real one below all: no step holds one class only.
-        labels = np.append(labels, [0, 1])
-        rows = [np.append(row, [row.max(), row.min()]) for row in logits]
-        fits = [IsotonicRegression().fit(row, labels) for row in rows]
-        longest = max(len(fit.X_thresholds_) for fit in fits)
-
-        knots, shares = (
-            np.stack([np.pad(end, (0, longest - len(end)), "edge") for end in ends])
-            for ends in zip(*((fit.X_thresholds_, fit.y_thresholds_) for fit in fits), strict=True)
-        )
-        return _Monotone(stored(centre + spread * knots), stored(shares).logit())
-    fits = [LogisticRegression(C=math.inf).fit(row[:, None], labels) for row in logits]
-    slope = np.stack([fit.coef_[0] for fit in fits]) / spread
-    offset = np.stack([fit.intercept_ for fit in fits]) - slope * centre
-    return _Linear(stored(slope), stored(0 * offset if method == "temperature" else offset))
-
-
 @contextlib.contextmanager
 def _counting(gan: Gan) -> Iterator[Callable[[], Calls]]:
     """Both networks in evaluation mode, and their calls."""
     networks = gan.generator, gan.discriminator
+    check_modules(generator=gan.generator, discriminator=gan.discriminator)
     with evaluating(*networks), count_calls(*networks) as calls:
         yield calls
-
-
-def _look(
-    gan: Gan, replicates: int, generator: torch.Generator, depth: int = 3
-) -> tuple[Tensor, Tensor]:
-    """Latents (R, 100, latent_dim) and their logits (R, 100), to see their types and devices.
-
-    Raises or warns, before any work, if `gan` does not map latents to one logit each.
-    """
-    check_count(replicates=replicates, latent_dim=gan.latent_dim)
-    own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
-    z = gan.prior((replicates, 100), own)
-    with torch.no_grad():
-        try:
-            x = gan.generator(z)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"the generator does not take latents {tuple(z.shape)} of {z.dtype}, which is "
-                f"(replicates, n, latent_dim): {error}. Give replicates, and the Gan latent_dim, "
-                "as it was built; all weights must be float32, or all float64"
-            ) from error
-        try:
-            d = gan.discriminator(x)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"the discriminator does not take samples {tuple(x.shape)} of {x.dtype}, as the "
-                f"generator returns them: {error}. Its weights are {dtype_of(gan.discriminator)}; "
-                "give both networks one type with .float() or .double()"
-            ) from error
-    if d.shape != z.shape[:2]:
-        raise ValueError(
-            f"the discriminator must map samples (R, n, *event) to logits (R, n), here "
-            f"{tuple(z.shape[:2])}; it returned {tuple(d.shape)}"
-        )
-    _check_finite(d)
-    if d.min() >= 0 and d.max() <= 1 and d.min() < d.max():
-        warnings.warn(
-            "all logits lie in [0, 1]: if the discriminator returns probabilities D, give it the "
-            "logit log D - log(1 - D), its output before the sigmoid",
-            stacklevel=depth,  # the line that called the sampler
-        )
-    return z, at_least_float32(d)
-
-
-def _check_finite(d: Tensor) -> None:
-    if bad := int((~d.isfinite()).sum()):
-        raise FloatingPointError(
-            f"{bad} of {d.numel()} logits are nan or infinite; regularise or calibrate the "
-            "discriminator"
-        )
 
 
 def _run(
@@ -550,7 +439,7 @@ def _run(
 ) -> Refined:
     """The generator's samples at the last states of n chains from the prior."""
     with _counting(gan) as calls:
-        _look(gan, replicates, generator, depth=4)
+        check_gan(gan, replicates, generator, depth=4)
         start = gan.prior((replicates, n), generator)
         chain = run_chain(kernel, start, n_steps, generator, thin=n_steps)
         latents = chain.positions[-1]
@@ -569,7 +458,7 @@ def _start_at(gan: Gan, data: Tensor, size: tuple[int, int]) -> Callable[[Tensor
     check_samples(data=data)
     data = data.to(dtype_of(gan.discriminator) or data.dtype)
     d = at_least_float32(gan.discriminator(data))
-    _check_finite(d)
+    check_logits(d)
     return lambda z: State(z.clone(), -d, None)
 
 

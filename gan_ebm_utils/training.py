@@ -20,6 +20,7 @@ from gan_ebm_utils.base import (
     Kernel,
     Sample,
     check_count,
+    check_gan,
     check_positive,
     check_samples,
     evaluating,
@@ -69,7 +70,8 @@ def fit_discriminator(
     """Train `discriminator` alone to tell samples of `real` from samples of `fake`.
 
     Each of `n_steps` steps of Adam draws `batch_size` fresh samples of both per replicate and
-    lowers loss(d(x), d(y)) + penalty(discriminator, x, y, generator), summed over replicates. The
+    lowers loss(d(x), d(y)) + penalty(discriminator, x, y, generator), summed over replicates. Both
+    samples pass in one batch, so that batch norm does not take out what tells them apart. The
     learning rate falls to 0 along a cosine, so that the last weights are settled. Weights that
     require no gradient stay as they are. Returns the loss of each step, (n_steps, replicates).
 
@@ -85,12 +87,15 @@ def fit_discriminator(
     (torch.Size([50, 1]), True)
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
+    _check_sampler(real)
     descend = _descent("discriminator", discriminator, learning_rate, (0.9, 0.99), penalty)
     losses = _record(n_steps, replicates, generator)
     for step in tqdm(range(n_steps), desc="discriminator"):
         share = (1 + math.cos(math.pi * step / n_steps)) / 2
         x, y = (draw((replicates, batch_size), generator) for draw in (real, fake))
-        value = loss(discriminator(x), discriminator(y))
+        # In one batch, since batch norm would take what differs between the two out of each.
+        d = discriminator(torch.cat([x, y], dim=1))
+        value = loss(*d.split(batch_size, dim=1))
         losses[step] = descend(value, step, share, discriminator, x, y, generator)
     return losses
 
@@ -101,6 +106,8 @@ def refit_discriminator(
     data: Sample,
     n_steps: int,
     generator: torch.Generator,
+    *,
+    replicates: int = 1,
     **settings: object,
 ) -> Gan:
     """`gan` with a copy of `discriminator` in the place of its own, fitted to its generator.
@@ -108,8 +115,10 @@ def refit_discriminator(
     The generator stays as it is, in evaluation mode, so that the logit tends to log(p_d / p_g) and
     not to where a game left it. `discriminator` is where the fit starts and is not changed; the
     copy comes back frozen, in evaluation mode. `settings` are those of `fit_discriminator`:
-    replicates, batch_size, learning_rate, penalty. `data` draws from the points that the refit may
-    see.
+    batch_size, learning_rate, penalty. `data` draws from the points that the refit may see, as
+    `datasets.minibatches(x)` does. The discriminator of `gan` may be None.
+
+    Raises as `fit_discriminator` and `base.check_gan` do.
 
     >>> from gan_ebm_utils.datasets import exact_gan
     >>> from gan_ebm_utils.networks import mlp
@@ -119,6 +128,7 @@ def refit_discriminator(
     >>> refitted.logit(exact.gan.prior((1, 5), g)).shape
     torch.Size([1, 5])
     """
+    check_gan(gan._replace(discriminator=discriminator), replicates, generator)
     # What an earlier pass has left in a module, as the weight of `nn.utils.spectral_norm`, hangs on
     # a graph and cannot be copied otherwise.
     left = [t for module in discriminator.modules() for t in vars(module).values()]
@@ -127,7 +137,16 @@ def refit_discriminator(
     if not _weights(refitted):  # a network that was refitted or loaded before
         refitted.requires_grad_(True)
     with evaluating(gan.generator):
-        fit_discriminator(refitted, data, _draws(gan), gan_d_loss, n_steps, generator, **settings)
+        fit_discriminator(
+            refitted,
+            data,
+            _draws(gan),
+            gan_d_loss,
+            n_steps,
+            generator,
+            replicates=replicates,
+            **settings,
+        )
     return gan._replace(discriminator=refitted.eval().requires_grad_(False))
 
 
@@ -168,6 +187,8 @@ def train_gan(
     torch.Size([3, 5])
     """
     check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
+    check_gan(gan, replicates, generator)
+    _check_sampler(data)
     d_descend = _descent("discriminator", gan.discriminator, learning_rate, betas, penalty)
     g_descend = _descent("generator", gan.generator, learning_rate, betas, g_penalty)
     if shared := len({*_weights(gan.discriminator)} & {*_weights(gan.generator)}):
@@ -306,6 +327,14 @@ def short_run(kernel: Kernel, k: int, noise: Sample) -> Negatives:
     torch.Size([5, 9, 2])
     """
     return lambda x, generator: _moved(kernel, noise(tuple(x.shape[:2]), generator), k, generator)
+
+
+def _check_sampler(data: Sample) -> None:
+    if isinstance(data, Tensor):
+        raise TypeError(
+            "data must be a function (size, generator) to samples, got a tensor; give "
+            "datasets.minibatches(data)"
+        )
 
 
 def _draws(gan: Gan) -> Sample:

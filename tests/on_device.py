@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 import gan_ebm_utils
 from gan_ebm_utils import (
     base,
+    calibration,
     checkpoints,
     datasets,
     energies,
@@ -180,7 +181,7 @@ def fit_discriminator(at):
 def calibrated(at):
     real, fake = normal(at, R, 200) + 0.5, normal(at, R, 200).flip(1) - 0.5
     methods = ("platt", "temperature", "isotonic")
-    maps = [refine.calibrate(real, fake, method) for method in methods]
+    maps = [calibration.calibrate(real, fake, method) for method in methods]
     return maps, [f(real) for f in maps]
 
 
@@ -265,6 +266,9 @@ MADE = {  # what they return lies where their inputs lie
     "base.device_of": device_of,
     "base.at_least_float32": lambda at: base.at_least_float32(normal(at, 3)),
     "base.distances": lambda at: list(base.distances(normal(at, 5, 2), normal(at, 3, 2))),
+    "base.Single": network(lambda g: base.Single(nn.Linear(2, 1).to(g.device)), 1, 5, 2),
+    "base.check_gan": lambda at: base.check_gan(gan_at(at), R, rng(at), depth=2),
+    "base.check_logits": lambda at: base.check_logits(normal(at, 3)),
     "base.check_samples": lambda at: base.check_samples(x=normal(at, 3)),
     "checkpoints.save": saved,
     "checkpoints.load": saved,
@@ -343,7 +347,10 @@ MADE = {  # what they return lies where their inputs lie
     "refine.lipschitz_estimate": lambda at: refine.lipschitz_estimate(
         gan_at(at), rng(at), replicates=R, n_pairs=5
     ),
-    "refine.calibrate": calibrated,
+    "calibration.calibrate": calibrated,
+    "calibration.calibrate_discriminator": lambda at: calibration.calibrate_discriminator(
+        gan_at(at), normal(CPU, 200, 2), rng(at), replicates=R
+    ).logit(normal(at, R, 5, 3)),
     "samplers.langevin": lambda at: chain(samplers.langevin(energy_at(at), 0.1), at),
     "samplers.mala": lambda at: chain(samplers.mala(energy_at(at), 0.1), at),
     "samplers.mixture": lambda at: chain(
@@ -388,6 +395,9 @@ MADE |= {f"losses.{name}": divergence(name) for name in ("kl", "reverse_kl", "js
 SCORED = {  # what they return is a score, or was stored, on the CPU
     "runs.store": stored,
     "runs.read": stored,
+    "calibration.diagnose": lambda at: calibration.diagnose(
+        gan_at(at), normal(CPU, 200, 2), rng(at), replicates=R, n_draws=300
+    ),
     "entropy.nearest_neighbour_entropy": lambda at: entropy.nearest_neighbour_entropy(
         normal(at, R, 9, 2)
     ),
@@ -429,6 +439,7 @@ NO_TENSORS = {
     "base.switched_off",
     "base.check_count",
     "base.check_positive",
+    "base.check_modules",
     "base.check_shape",
     "base.environment_path",
     "base.whole_file",

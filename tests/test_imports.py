@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 # A family of networks may build on another; the package that names them all lies above.
 FLOORS = {
     "base": 0,
+    "calibration": 2,
     "checkpoints": 2,
     "claims": 1,
     "datasets": 1,

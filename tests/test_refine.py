@@ -15,7 +15,6 @@ from gan_ebm_utils.energies import latent_energy
 from gan_ebm_utils.metrics import chi_square
 from gan_ebm_utils.networks import NoisyGenerator, mlp
 from gan_ebm_utils.refine import (
-    calibrate,
     ddls,
     dgflow,
     dot,
@@ -356,153 +355,6 @@ def test_replicates_are_independent_networks():
         assert mean[0] > 0.3 and mean[1] < -0.3, sampler.__name__
 
 
-# --- calibration ---
-
-
-def skewed(n=20_000, replicates=2, seed=0):
-    """Held-out logits of a discriminator whose d is the right log ratio bent and shifted."""
-    exact = EXACT.gan.discriminator
-    real = exact(EXACT.data.sample((replicates, n), rng(seed)))
-    return real, exact(EXACT.generated.sample((replicates, n), rng(seed + 1)))
-
-
-def test_platt_finds_slope_and_offset():
-    real, fake = skewed()
-    calibrated = calibrate(3 * real - 2, 3 * fake - 2)
-    torch.testing.assert_close(calibrated.slope, torch.full((2, 1), 1 / 3), atol=0.02, rtol=0)
-    torch.testing.assert_close(calibrated.offset, torch.full((2, 1), 2 / 3), atol=0.05, rtol=0)
-    temperature = calibrate(3 * real - 2, 3 * fake - 2, "temperature")
-    torch.testing.assert_close(temperature.slope, calibrated.slope)
-    assert (temperature.offset == 0).all()
-
-
-def test_isotonic_undoes_any_rising_function():
-    real, fake = skewed()
-
-    def bend(d):
-        return d.clamp(min=-6) ** 3 / 20
-
-    calibrated = calibrate(bend(real), bend(fake), "isotonic")
-    x = EXACT.data.sample((2, 5000), rng(7))
-    d = EXACT.gan.discriminator(x)
-    inside = (d > -2) & (d < 1.5)
-    error = calibrated(bend(d)) - d
-    assert error[inside].square().mean().sqrt() < 0.2
-    assert (bend(d) - d)[inside].square().mean().sqrt() > 0.5
-    # A step that held one class only would have an infinite logit.
-    for end in (-1e9, 1e9):
-        assert (calibrated(torch.full((2, 3), end)).abs() <= math.log(20_000)).all()
-
-
-def test_a_calibrated_gan_samples_the_data():
-    real, fake = skewed(100_000, replicates=1)
-    bent = with_logit(lambda d, x: 2.5 * d + 1)
-    calibrated = calibrate(2.5 * real + 1, 2.5 * fake + 1)
-    mended = bent._replace(discriminator=nn.Sequential(bent.discriminator, calibrated))
-    assert (score(draw("mh_gan", bent).samples) > 10).all()
-    assert (score(draw("mh_gan", mended).samples) <= 5).all()
-
-
-@pytest.mark.parametrize(
-    ("real", "fake", "method", "message"),
-    [
-        (torch.zeros(1, 99), torch.zeros(1, 99), "platt", "99 held-out logits .* too few"),
-        (torch.zeros(1, 200), torch.zeros(1, 100), "platt", "of one shape"),
-        (torch.zeros(200), torch.zeros(200), "platt", "must be logits"),
-        (torch.zeros(1, 200), torch.zeros(1, 200), "beta", 'method must be "platt"'),
-        (torch.full((1, 200), math.nan), torch.zeros(1, 200), "platt", "200 values .* not finite"),
-        (torch.ones(1, 200), torch.zeros(1, 200), "platt", "threshold separates"),
-        (torch.zeros(1, 200), torch.ones(1, 200), "platt", "threshold separates"),
-        (torch.ones(1, 200), torch.ones(1, 200), "isotonic", "all held-out logits are equal"),
-    ],
-)
-def test_bad_held_out_logits(real, fake, method, message):
-    with pytest.raises(ValueError, match=message):
-        calibrate(real, fake, method)
-
-
-@pytest.mark.parametrize("method", ["platt", "temperature", "isotonic"])
-@pytest.mark.parametrize(
-    ("c", "b", "dtype"),
-    [(c, 0.0, torch.float32) for c in (1e-6, 1e-3, 1e3, 1e6)]
-    + [(1.0, 1e4, torch.float32), (1e-3, -10.0, torch.float32), (1e-6, 1e4, torch.float64)],
-)
-def test_a_calibration_knows_neither_scale_nor_origin(method, c, b, dtype):
-    real = (randn(1, 2000, generator=rng()) + 0.5).to(dtype)
-    fake = (randn(1, 2000, generator=rng(1)) - 0.5).to(dtype)
-    plain, moved = calibrate(real, fake, method), calibrate(c * real + b, c * fake + b, method)
-    d = torch.linspace(-3, 3, 50, dtype=dtype)[None]
-    expected = plain(d)
-    assert expected.max() - expected.min() > 2 and expected.dtype == dtype
-    if method == "temperature":  # whose zero is that of the logit
-        torch.testing.assert_close(moved.slope * c, plain.slope, rtol=1e-4, atol=0)
-        assert abs(plain.slope - 0.968) < 0.01 and (moved.offset == 0).all()
-    else:
-        # In float32 a spread of 1 at 10,000 is known to 1/1000; an isotonic map has steep parts.
-        error = (moved(c * d + b) - expected).abs()
-        assert error.mean() < (0.01 if b else 1e-4) and error.max() < (0.2 if b else 1e-3)
-
-
-@pytest.mark.parametrize("method", ["platt", "temperature", "isotonic"])
-def test_a_discriminator_the_wrong_way_round_is_noticed(method):
-    real, fake = skewed(2000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        calibrate(real, fake, method)
-    with pytest.warns(UserWarning, match="in 2 of 2 replicates .* wrong way round"):
-        calibrate(-real, -fake, method)
-    one = torch.tensor([[1.0], [-1.0]])
-    with pytest.warns(UserWarning, match="in 1 of 2 replicates") as caught:
-        curve = calibrate(one * real, one * fake, method)
-    assert caught[0].filename == __file__
-    if method != "isotonic":
-        assert (curve.slope.sign() == one).all()  # the sign that the warning speaks of
-
-
-@pytest.mark.parametrize("method", ["platt", "isotonic"])
-def test_a_calibration_is_saved_with_the_networks_state(method, tmp_path):
-    class Cubic(nn.Module):
-        def forward(self, d):
-            return d**3
-
-    first = nn.Sequential(Cubic(), calibrate(*skewed(3000), method))
-    second = nn.Sequential(Cubic(), calibrate(*skewed(500, seed=5), method))
-    d = torch.linspace(-2, 2, 100).expand(2, -1)
-    expected = first(d)
-    assert not torch.allclose(second(d), expected)
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second.load_state_dict(torch.load(tmp_path / "state.pt"))
-    assert torch.equal(second(d), expected)
-    # Each replicate has its own number of knots.
-    if method == "isotonic":
-        assert (first[1].knots[:, 1:] == first[1].knots[:, :-1]).any()
-    assert first.double()(d).dtype == torch.float64
-    assert {tensor.device.type for tensor in first.to("meta").state_dict().values()} == {"meta"}
-
-
-def test_an_isotonic_map_is_that_of_scikit_learn():
-    real, fake = skewed(500)
-    curve = calibrate(real, fake, "isotonic")
-    d = torch.cat([torch.linspace(-40, 3, 2000).expand(2, -1), curve.knots, real], dim=1)
-    for row, knots, values, found in zip(d, curve.knots, curve.values, curve(d), strict=True):
-        expected = np.interp(row.double(), knots.double(), values.double())
-        np.testing.assert_allclose(found, expected, atol=2e-5)
-    # Coarse logits, as an autocast network gives, are not rounded further.
-    half = d.bfloat16()
-    torch.testing.assert_close(curve(half), curve(half.float()))
-    assert calibrate(real.bfloat16(), fake.bfloat16()).slope.dtype == torch.float32
-    with pytest.raises(ValueError, match=r"fitted to 2 replicates, got logits \(3, 5\)"):
-        curve(torch.zeros(3, 5))
-    d = d[:, :2000].requires_grad_()
-    (slope,) = torch.autograd.grad(curve(d).sum(), d)
-    assert (slope >= 0).all() and (slope > 0).any()
-
-
-def test_logits_far_from_zero_that_are_all_equal():
-    with pytest.raises(ValueError, match="all held-out logits are equal"):
-        calibrate(torch.full((1, 200), 10_000.1), torch.full((1, 200), 10_000.1))
-
-
 # --- modes and types ---
 
 ALL = [drs, mh_gan, isir_gan, ddls, dgflow, dot]
@@ -681,15 +533,6 @@ def test_the_users_defaults_change_nothing(sampler):
             assert abs(plain.acceptance_rate - other.acceptance_rate) < 1e-6
 
 
-@pytest.mark.parametrize("method", ["platt", "isotonic"])
-def test_calibration_under_the_users_defaults(method):
-    real, fake = skewed(500)
-    d = torch.linspace(-2, 2, 9).expand(2, -1)
-    plain = calibrate(real, fake, method)(d)
-    with torch.device("meta"):
-        assert torch.equal(calibrate(real, fake, method)(d), plain)
-
-
 # --- bad input ---
 
 
@@ -835,20 +678,6 @@ def test_no_gradient_is_left_behind():
         refined = sampler(gan, 10, rng())
         assert not refined.samples.requires_grad
         assert all(p.grad is None for m in gan[:2] for p in m.parameters())
-
-
-def test_an_isotonic_map_is_for_as_many_replicates_as_it_was_fitted_to():
-    logits = [torch.randn(2, 200, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
-    two = calibrate(logits[0] + 0.5, logits[1], "isotonic")
-    one = calibrate(logits[0][:1] + 0.5, logits[1][:1], "isotonic")
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        one.load_state_dict(two.state_dict())
-
-
-def test_logits_too_close_for_their_type_are_refused():
-    real, fake = (torch.randn(1, 500, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
-    with pytest.raises(ValueError, match="too little for torch.float32; multiply"):
-        calibrate(1e-39 * (real + 1), 1e-39 * fake)
 
 
 def test_a_latent_dimension_that_is_no_count_is_named():
