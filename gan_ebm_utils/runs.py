@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import hashlib
 import io
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -22,29 +22,47 @@ from gan_ebm_utils import checkpoints
 from gan_ebm_utils.base import default_device, whole_file
 from gan_ebm_utils.datasets import digest, mnist
 
-# The option of a recipe that goes on where it was cut off.
-STATE: dict[str, Any] = {
-    "type": Path,
-    "default": Path(pooch.os_cache("gan_ebm_utils")),
-    "help": "folder for the finished parts of a run that was cut off (default: the user's cache)",
-}
 
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str] | None, file: bool = False
+) -> argparse.Namespace:
+    """The arguments of a recipe, with `--seed`, `--out` and `--state`, which every recipe has.
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The arguments of a recipe, with `--seed` and `--out`, which every recipe has.
+    `--out` is the folder of a checkpoint; with `file` it is a file and must be given. Ends the
+    program with a message if a folder cannot be written, before hours of work are lost to it, or if
+    GAN_EBM_SEED_OFFSET is set, which shifts the seeds of notebooks and is on no card.
 
-    Ends the program with a message if a folder cannot be written, before hours of work are lost to
-    it, or if GAN_EBM_SEED_OFFSET is set, which shifts the seeds of notebooks and is on no card.
+    >>> parse(argparse.ArgumentParser(), ["--seed", "3", "--out", ".", "--state", "."]).seed
+    3
     """
+    what = "file to write" if file else "folder (default: the package's checkpoints)"
+    parts = "folder for the finished parts of a run that was cut off (default: the user's cache)"
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder (default: the package's checkpoints)")
+    parser.add_argument("--out", type=Path, required=file, help=what)
+    parser.add_argument("--state", type=Path, default=pooch.os_cache("gan_ebm_utils"), help=parts)
     args = parser.parse_args(argv)
     if os.environ.get("GAN_EBM_SEED_OFFSET", "0") != "0":
         parser.error("GAN_EBM_SEED_OFFSET is set: unset it, a recipe's seed is --seed")
-    for folder in (args.out or checkpoints.DATA, getattr(args, "state", None)):
-        if folder is not None and not _can_be_written(folder):
+    for folder in (args.out.parent if file else args.out or checkpoints.DATA, args.state):
+        if not _can_be_written(folder):
             parser.error(f"files cannot be written to {folder}; give another folder")
     return args
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The `type` of an option of argparse that takes whole numbers from `least` on.
+
+    >>> at_least(2)("1")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: must be at least 2, got 1
+    """
+
+    def whole(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return int(text)
+
+    return whole
 
 
 def _can_be_written(folder: Path) -> bool:
@@ -53,16 +71,24 @@ def _can_be_written(folder: Path) -> bool:
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
-def begin(recipe: str, settings: dict[str, Any], args: argparse.Namespace, **read_from: str) -> Run:
-    """The run of `recipe` with these settings and arguments, which reads what `read_from` names."""
-    given = {"recipe": recipe, "settings": settings, "seed": args.seed, **read_from}
-    given = json.loads(json.dumps(given))  # tuples become lists, as on a card that is read
-    key = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
-    return Run(given, getattr(args, "state", Path()) / f"{recipe}-{key}")
+def key_of(given: dict[str, Any]) -> str:
+    """A short digest of everything that a result depends on.
+
+    >>> key_of({"steps": 1}) == key_of({"steps": 2})
+    False
+    """
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def store(state: Any, file: Path) -> None:
-    """Write `state` and its digest to `file`, which is replaced only when the new one is whole."""
+    """Write `state` and its digest to `file`, which is replaced only when the new one is whole.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store({"step": 3}, Path(folder) / "part.pt")
+    ...     read(Path(folder) / "part.pt")
+    {'step': 3}
+    """
     raw = io.BytesIO()
     torch.save(state, raw)
     raw.seek(0)
@@ -72,15 +98,19 @@ def store(state: Any, file: Path) -> None:
         part.write_bytes(sha256 + raw.getvalue())
 
 
-def read(file: Path, device: torch.device | str = "cpu") -> Any:
-    """What `store` wrote to `file`, or None if there is none or it is damaged."""
+def read(file: Path) -> Any:
+    """What `store` wrote to `file`, on the CPU, or None if there is none or it is damaged.
+
+    >>> read(Path("none.pt")) is None
+    True
+    """
     if not file.exists():
         return None
     raw = file.read_bytes()
     if hashlib.sha256(raw[32:]).digest() != raw[:32]:
         print(f"{file} is damaged and is made again", flush=True)
         return None
-    return torch.load(io.BytesIO(raw[32:]), map_location=device, weights_only=True)
+    return torch.load(io.BytesIO(raw[32:]), map_location="cpu", weights_only=True)
 
 
 def mnist_source() -> dict[str, str]:
@@ -91,28 +121,104 @@ def mnist_source() -> dict[str, str]:
     }
 
 
+class Progress:
+    """Says after each part of a recipe how many there are and how long the others will take.
+
+    `parts` holds the names of all parts, and how long each takes beside the others: 0 for one that
+    is there already. The time left is what the others take at the mean pace of those made so far.
+
+    >>> progress = Progress()
+    >>> progress.parts = {"first": 1, "second": 9}
+    >>> progress.finished("first", 20)
+    part 1 of 2: first, 20 s; about 3 min left
+    """
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+
+    def finished(self, part: str, seconds: float | None) -> None:
+        """Count `part`; say so if it was made now, in `seconds`."""
+        self.seconds[part] = seconds or 0.0
+        if seconds is None:
+            self.parts[part] = 0
+            return
+        size = sum(self.parts[name] for name in self.seconds)  # 0, if a part is made again
+        others = sum(self.parts.values()) - size
+        left = sum(self.seconds.values()) / size * others if size else 0
+        time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+        count = f"part {len(self.seconds)} of {len(self.parts)}: {part}, {seconds:.0f} s"
+        print(f"{count}; about {time_left} left" if left else count, flush=True)
+
+
 class Run(NamedTuple):
     """A run of a recipe: what tells it from others, and where its finished parts are.
 
     `given` holds the recipe's name, all settings that matter, the seed, and a digest of what is
-    read. Any difference in it is another run, and has another folder of parts.
+    read. A part is kept under the key of what it depends on, by default all of `given`, so that any
+    difference makes it another part. `known` are parts that need no making, each with its key, and
+    `keys` those of the parts so far.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     args = argparse.Namespace(seed=0, state=Path(folder))
+    ...     run = begin("one", {"steps": 10}, args, Progress())
+    ...     run.expect({"sum": 1})
+    ...     total, seconds = run.once("sum", lambda: sum(range(10)))
+    part 1 of 1: sum, 0 s
+    >>> total
+    45
     """
 
     given: dict[str, Any]
     folder: Path
+    progress: Progress
+    known: dict[str, tuple[str, Any]]
+    keys: dict[str, str]
 
-    def once(self, name: str, make: Callable[[], Any]) -> tuple[Any, float]:
+    def expect(self, parts: dict[str, float]) -> None:
+        """Tell the progress which parts there will be, and how long each takes beside others."""
+        key = key_of(self.given)
+        there = {name for name in parts if self._file(name, key).exists()}
+        self.progress.parts |= {name: 0 if name in there else parts[name] for name in parts}
+
+    def once(
+        self, name: str, make: Callable[[], Any], given: dict[str, Any] | None = None
+    ) -> tuple[Any, float]:
         """What `make` returns and the seconds it took, or what an earlier start has stored."""
-        file = self.folder / f"{quote(name, safe='')}.pt"
-        found = read(file)
-        if found is None:
-            start = time.perf_counter()
-            made = make()
-            seconds = time.perf_counter() - start
-            store({"made": made, "seconds": seconds}, file)
-            print(f"{name}: {seconds:.0f} s", flush=True)
-            found = read(file)  # as a later start will have it
-        return found["made"], found["seconds"]
+        return self.in_steps(name, [name], lambda _: make(), given)
+
+    def in_steps(
+        self,
+        name: str,
+        steps: Iterable[str],
+        advance: Callable[[Any], Any],
+        given: dict[str, Any] | None = None,
+    ) -> tuple[Any, float]:
+        """The last state of a part that is stored after each of its steps, and the seconds it took.
+
+        `advance` takes the state before a step, at first None, and returns the one after it; a
+        later start goes on after the last step that was stored. Each step counts as a part of the
+        progress.
+        """
+        steps, key = list(steps), key_of(self.given if given is None else given)
+        self.keys[name], file = key, self._file(name, key)
+        found = self._found(name, key) or {"made": None, "seconds": []}
+        for done, step in enumerate(steps):
+            seconds = None
+            if done >= len(found["seconds"]):
+                start = time.perf_counter()
+                made = advance(found["made"])
+                seconds = time.perf_counter() - start
+                store({"made": made, "seconds": [*found["seconds"], seconds]}, file)
+                found = read(file)  # as a later start will have it
+            self.progress.finished(step, seconds)
+        return found["made"], sum(found["seconds"])
+
+    def made(self, name: str, given: dict[str, Any]) -> Any:
+        """What `once` would return at once; None if it would have to make it."""
+        found = self._found(name, key_of(given))
+        return found and found["made"]
 
     def card(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """The card of the finished checkpoint."""
@@ -134,5 +240,35 @@ class Run(NamedTuple):
         return all(card.get(key) == value for key, value in self.given.items())
 
     def remove_parts(self) -> None:
-        """Remove the folder of finished parts, once the checkpoint is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the finished parts of this run, once the checkpoint is written."""
+        whole = self.folder.glob(f"*-{key_of(self.given)}.pt")  # made by an earlier start, too
+        for file in (*whole, *(self._file(name, key) for name, key in self.keys.items())):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never made, or holds parts of other runs
+            self.folder.rmdir()
+
+    def _found(self, name: str, key: str) -> dict[str, Any] | None:
+        if name in self.known and self.known[name][0] == key:
+            return {"made": self.known[name][1], "seconds": [0.0]}
+        return read(self._file(name, key))
+
+    def _file(self, name: str, key: str) -> Path:
+        return self.folder / f"{quote(name, safe='')}-{key}.pt"
+
+
+def begin(
+    recipe: str,
+    settings: dict[str, Any],
+    args: argparse.Namespace,
+    progress: Progress,
+    **read_from: str,
+) -> Run:
+    """The run of `recipe` with these settings and arguments, which reads what `read_from` names.
+
+    >>> args = argparse.Namespace(seed=0, state=Path("state"))
+    >>> begin("one", {"steps": 10}, args, Progress(), data="MNIST").given
+    {'recipe': 'one', 'settings': {'steps': 10}, 'seed': 0, 'data': 'MNIST'}
+    """
+    given = {"recipe": recipe, "settings": settings, "seed": args.seed, **read_from}
+    given = json.loads(json.dumps(given))  # tuples become lists, as on a card that is read
+    return Run(given, args.state / recipe, progress, {}, {})

@@ -196,7 +196,7 @@ def saved(at, folder):
 
 def stored(at, folder):
     runs.store({"x": normal(at, 3)}, folder / "state.pt")
-    return runs.read(folder / "state.pt", at)
+    return runs.read(folder / "state.pt")
 
 
 def panel(draw):
@@ -272,8 +272,6 @@ MADE = {  # what they return lies where their inputs lie
     "base.check_samples": lambda at: base.check_samples(x=normal(at, 3)),
     "checkpoints.save": saved,
     "checkpoints.load": saved,
-    "runs.store": stored,
-    "runs.read": stored,
     "claims.claim": lambda at: claim("a claim", normal(at, 3).abs().max(), at_least=0),
     "datasets.exact_gan": exact,
     "datasets.to_bytes": lambda at: datasets.to_bytes(normal(at, 3)),
@@ -394,7 +392,9 @@ MADE |= {
     )
 }  # fmt: skip
 MADE |= {f"losses.{name}": divergence(name) for name in ("kl", "reverse_kl", "js", "pearson")}
-SCORED = {  # what they return is a score, on the CPU
+SCORED = {  # what they return is a score, or was stored, on the CPU
+    "runs.store": stored,
+    "runs.read": stored,
     "calibration.diagnose": lambda at: calibration.diagnose(
         gan_at(at), normal(CPU, 200, 2), rng(at), replicates=R, n_draws=300
     ),
@@ -446,6 +446,9 @@ NO_TENSORS = {
     "base.partial_folder",
     "checkpoints.available",
     "runs.parse",
+    "runs.at_least",
+    "runs.key_of",
+    "runs.Progress",
     "runs.begin",
     "runs.mnist_source",
     "plotting.set_style",

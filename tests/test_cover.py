@@ -41,7 +41,7 @@ def test_log_kernel_density_integrates_to_one():
 def test_replicate_0_is_the_first_of_the_checkpoint():
     checkpoint = checkpoints.load("gaussians25_r1")
     z = randn(1, 5, 2, generator=seeded(0, "cpu"))
-    alone = cover.replicate_0(checkpoint)(z.to(default_device()))[0].cpu()
+    alone = cover.replicate_0(checkpoint).generator(z.to(default_device()))[0].cpu()
     together = checkpoint.networks["generator"](z.expand(10, 5, 2))
     assert torch.allclose(alone, together[0], atol=1e-5)
     assert not torch.allclose(alone, together[1], atol=1e-2)
@@ -50,6 +50,9 @@ def test_replicate_0_is_the_first_of_the_checkpoint():
 def test_a_small_run_writes_the_picture_and_nothing_else(tmp_path, monkeypatch):
     matplotlib.use("agg")
     monkeypatch.setattr(cover, "N_KERNELS", 100)
-    cover.main(["--out", str(tmp_path / "cover.png"), "--steps", "2", "--seed", "7"])
-    assert [file.name for file in tmp_path.iterdir()] == ["cover.png"]
+    state = tmp_path / "state"
+    out = tmp_path / "cover.png"
+    cover.main(["--out", str(out), "--steps", "2", "--seed", "7", "--state", str(state)])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["cover.png", "state"]
+    assert not list(state.iterdir())
     assert json.loads(Image.open(tmp_path / "cover.png").text["Description"])["seed"] == 7

@@ -4,14 +4,14 @@ import argparse
 import json
 import math
 import os
+import random
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import killed
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from gan_ebm_utils import checkpoints, datasets, networks, runs
@@ -20,7 +20,6 @@ from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.metrics import frechet_distance, kl_to_truth, mode_report, moments
 from gan_ebm_utils.networks import ConvDiscriminator, ConvGenerator
 from gan_ebm_utils.recipes import (
-    gaussians25_r1,
     mnist_features,
     mnist_gan,
     one_budget,
@@ -32,7 +31,76 @@ from gan_ebm_utils.refine import mh_gan
 # `mnist_features.digest` of the official files, whose own digests are in `datasets.SHA256`.
 MNIST_SHA256 = "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b"
 
-# --- the checkpoint in the package ---
+# --- all recipes ---
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with a prepared mnist.npz of 200 and 50 images."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare_small_mnist(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(data):
+    """Of each recipe: what an unbroken run on tiny settings has made, and its seconds."""
+    made = {}
+
+    def of(recipe):
+        if recipe not in made:
+            seconds = killed.unbroken(recipe, data / recipe, data)
+            made[recipe] = killed.made_by(data / recipe), seconds
+        return made[recipe]
+
+    return of
+
+
+@pytest.mark.parametrize("recipe", killed.OPTIONS)
+def test_a_killed_recipe_ends_as_an_unbroken_one(recipe, data, unbroken):
+    whole, seconds = unbroken(recipe)
+    assert len(whole) > 20
+    seed = random.randrange(2**32)
+    print(f"killed at moments of random.Random({seed})")
+    folder = killed.killed_twice(recipe, data / f"{recipe}-cut", data, seconds, random.Random(seed))
+    assert killed.differences(whole, killed.made_by(folder)) == []
+    assert not list((folder / "state").rglob("*.pt")), "the parts of a finished run are removed"
+
+
+def test_another_result_is_noticed(data, unbroken):
+    whole, _ = unbroken("plane_gans")
+    killed.finish(killed.start("plane_gans", data / "other", data, seed=1))
+    other = killed.made_by(data / "other")
+    different = killed.differences(whole, other)
+    assert "swiss_roll_gan/generator/0.weight" in different
+    assert "gaussians25_r1/metrics/generator/emd/0" in different
+    assert not any("seconds" in name for name in different)
+    assert killed.differences(whole, whole) == []
+    assert killed.differences({"x": 1.0}, {}) == ["x"]
+
+
+def test_all_recipes_are_killed():
+    assert killed.OPTIONS.keys() == {
+        file.stem for file in Path(plane_gans.__file__).parent.glob("*.py")
+    } - {"__init__"}
+
+
+# --- the checkpoints in the package ---
+
+
+def test_the_package_is_small_and_which_networks_are_in_half_precision():
+    files = list(checkpoints.DATA.iterdir())
+    assert sum(file.stat().st_size for file in files) < 45_000_000
+    types = {}
+    for file in checkpoints.DATA.glob("*.safetensors"):
+        stored = safetensors.torch.load_file(file)
+        found = {v.dtype for k, v in stored.items() if k.startswith("networks/")}
+        types[file.stem] = found - {torch.int64}  # counts of batch normalisation
+    whole, half = {torch.float32}, {torch.float16}
+    assert types.pop("mnist_features") == whole, "it is the judge, and results name its digest"
+    budgets = {f"one_budget_{name}" for name in one_budget.GAMES}
+    assert {name for name, found in types.items() if found == half} == types.keys() - budgets
+    assert all(types[name] == set() for name in budgets)
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +204,15 @@ def bright_squares(n, seed):
     return datasets.Images(images, labels)
 
 
+def train_features(data, epochs, folder, report=lambda classifier: None):
+    args = argparse.Namespace(seed=0, state=folder)
+    run = runs.begin("mnist_features", {}, args, runs.Progress())
+    run.expect(dict.fromkeys(mnist_features.epochs_of(epochs), 1))
+    return mnist_features.train(data, epochs, 0, torch.device("cpu"), run, report)[0]
+
+
 def trained_accuracy(data, test_set, folder):
-    classifier, _ = mnist_features.train(
-        data, 20, 0, torch.device("cpu"), folder / "state.pt", lambda epoch, classifier: None
-    )
+    classifier = train_features(data, 20, folder)
     logits = mnist_features.evaluate(classifier, test_set.images, torch.device("cpu")).logits
     return mnist_features.accuracy_metrics(logits, test_set.labels)["test_accuracy"]
 
@@ -147,74 +220,45 @@ def trained_accuracy(data, test_set, folder):
 def test_training_learns_labels_and_nothing_from_permuted_ones(tmp_path):
     data, test_set = bright_squares(600, 1), bright_squares(300, 2)
     permuted = data.labels[torch.randperm(600, generator=seeded(3, "cpu"))]
-    (tmp_path / "permuted").mkdir()
     assert trained_accuracy(data, test_set, tmp_path) > 0.9
     assert trained_accuracy(data._replace(labels=permuted), test_set, tmp_path / "permuted") < 0.3
 
 
-@pytest.fixture
-def small_mnist(tmp_path):
-    """A folder with a prepared mnist.npz of 200 and 50 images."""
+def prepare_small_mnist(folder):
+    """Write a mnist.npz of 200 and 50 images."""
     arrays = {}
     for split, n in (("train", 200), ("test", 50)):
         data = bright_squares(n, n)
         arrays[f"{split}_images"] = mnist_features.to_bytes(data.images)[:, 0].numpy()
         arrays[f"{split}_labels"] = data.labels.numpy()
-    np.savez(tmp_path / "mnist.npz", **arrays)
-    return tmp_path
+    np.savez(folder / "mnist.npz", **arrays)
 
 
-def start(folder, state, out):
-    """The recipe in a process of its own, for three epochs."""
-    env = {**os.environ, "GAN_EBM_DATA": str(folder), "OMP_NUM_THREADS": "1"}
-    options = ["--epochs", "3", "--state", str(state), "--out", str(out)]
-    module = "gan_ebm_utils.recipes.mnist_features"
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *options], env=env, stdout=subprocess.PIPE, text=True
-    )
+@pytest.fixture
+def small_mnist(data, monkeypatch):
+    monkeypatch.setenv("GAN_EBM_DATA", str(data))
 
 
-def test_killed_run_goes_on_and_ends_the_same(small_mnist):
-    whole = start(small_mnist, small_mnist / "state", small_mnist / "whole")
-    cut = start(small_mnist, small_mnist / "cut_state", small_mnist / "cut")
-    assert cut.stdout.readline().startswith("epoch 1")
-    cut.send_signal(signal.SIGKILL)
-    cut.wait()
-    assert not (small_mnist / "cut").exists()
-    resumed, _ = start(small_mnist, small_mnist / "cut_state", small_mnist / "cut").communicate()
-    assert re.match(r"going on after epoch [12]", resumed)
-    assert "epoch 1:" not in resumed
-    assert "epoch 1:" in whole.communicate()[0]
-    assert whole.returncode == 0
+def test_resuming_needs_the_stored_generator(small_mnist, tmp_path):
+    # The control: with a fresh generator the result is another one.
+    data = datasets.mnist("train")
 
-    first, second = (
-        checkpoints.load("mnist_features", folder=small_mnist / name) for name in ("whole", "cut")
-    )
-    weights = first.networks["classifier"].state_dict()
-    for key, value in second.networks["classifier"].state_dict().items():
-        assert torch.equal(value, weights[key]), key
-    for name in ("state", "cut_state"):
-        assert os.listdir(small_mnist / name) == [], "the state of a finished run is removed"
-
-
-def test_resuming_needs_the_stored_generator(small_mnist, monkeypatch):
-    # The control of the test above: with a fresh generator the result is another one.
-    monkeypatch.setenv("GAN_EBM_DATA", str(small_mnist))
-    data, cpu = datasets.mnist("train"), torch.device("cpu")
-
-    def weights(file, spoil):
-        def stop(epoch, classifier):
-            raise KeyboardInterrupt
+    def weights(folder, spoil):
+        def stop(classifier):
+            if list(folder.rglob("*.pt")):
+                raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            mnist_features.train(data, 2, 0, cpu, file, stop)
+            train_features(data, 2, folder, stop)
+        (file,) = folder.rglob("*.pt")
         if spoil:
-            runs.store({**runs.read(file), "generator": seeded(0, "cpu").get_state()}, file)
-        classifier, _ = mnist_features.train(data, 2, 0, cpu, file, lambda *_: None)
-        return classifier.head.weight
+            state = runs.read(file)
+            state["made"]["generator"] = seeded(0, "cpu").get_state()
+            runs.store(state, file)
+        return train_features(data, 2, folder).head.weight
 
-    kept = weights(small_mnist / "kept.pt", spoil=False)
-    spoiled = weights(small_mnist / "spoiled.pt", spoil=True)
+    kept = weights(tmp_path / "kept", spoil=False)
+    spoiled = weights(tmp_path / "spoiled", spoil=True)
     assert not torch.equal(kept, spoiled)
 
 
@@ -262,32 +306,6 @@ def test_moments():
     assert math.isclose(float(covariance[0, 0]), 1, abs_tol=0.25)
 
 
-# --- gaussians25_r1 ---
-
-
-def test_the_gans_of_the_package_score_as_their_card_says():
-    stored = checkpoints.load("gaussians25_r1")
-    settings, law = stored.card["settings"], gaussian_grid()
-    assert stored.card["recipe"] == "gaussians25_r1"
-    z = torch.randn(settings["replicates"], 2000, 2, generator=torch.Generator().manual_seed(99))
-    for gamma, suffix in (("gamma 0.1", ""), ("gamma 0.0", "_without_r1")):
-        report = mode_report(stored.networks["generator" + suffix](z), law.means, settings["std"])
-        scores = stored.card["metrics"][gamma]
-        # The same networks, other latents: a share of 2,000 has a standard error below .012.
-        gap = report.high_quality.mean() - scores["high_quality"][0]
-        assert abs(gap) < 5 * 0.012 / settings["replicates"] ** 0.5
-    assert stored.card["metrics"]["gamma 0.1"]["recovered"][0] == 25
-    # The control: without R1 the rarest mode is all but lost.
-    assert stored.card["metrics"]["gamma 0.0"]["min_share"][0] < 0.2
-
-
-def test_a_small_run_of_the_gans_is_stored(tmp_path):
-    gaussians25_r1.main(["--steps", "2", "--replicates", "2", "--out", str(tmp_path)])
-    stored = checkpoints.load("gaussians25_r1", folder=tmp_path)
-    assert stored.networks["generator"](torch.zeros(2, 3, 2)).shape == (2, 3, 2)
-    assert stored.card["settings"]["steps"] == 2
-
-
 # --- plane_gans ---
 
 
@@ -299,50 +317,66 @@ def test_gans_of_the_plane_are_stored_once(tmp_path, monkeypatch, capsys):
         for name, game in plane_gans.GAMES.items()
     }
     monkeypatch.setattr(plane_gans, "GAMES", games)
-    arguments = ["--refit-steps", "2", "--replicates", "2", "--out", str(tmp_path)]
+    out, state = tmp_path / "out", tmp_path / "state"
+    arguments = ["--refit-steps", "2", "--replicates", "2", "--out", str(out)]
+    arguments += ["--state", str(state)]
     plane_gans.main(arguments)
-    for name in games:
-        stored = checkpoints.load(name, folder=tmp_path)
-        latents = torch.zeros(2, 3, plane_gans.GENERATOR["in_features"])
-        assert stored.networks["generator"](latents).shape == (2, 3, 2)
-        for part in ("discriminator", "discriminator_refitted"):
-            assert stored.networks[part](torch.zeros(2, 3, 2)).shape == (2, 3)
+    for name, game in games.items():
+        stored = checkpoints.load(name, folder=out)
+        for which in ("", "refitted" if game.is_refitted else "without_r1"):
+            gan = stored.gan(which)
+            assert gan.latent_dim == game.generator["in_features"]
+            assert gan.logit(torch.zeros(2, 3, gan.latent_dim)).shape == (2, 3)
         assert stored.card["metrics"]["generator"]["emd"][0] > 0
-    capsys.readouterr()
+        # The second one has had no penalty, from the same first weights.
+        if not game.is_refitted:
+            pair = [stored.gan(which).discriminator[0].weight for which in ("", "without_r1")]
+            assert not torch.equal(*pair) and (pair[0] - pair[1]).abs().max() < 0.1
+    assert "part 16 of 16" in capsys.readouterr().out
     plane_gans.main(arguments)
     assert capsys.readouterr().out.count("kept") == len(games)
-    damaged = tmp_path / "swiss_roll_gan.safetensors"
+    damaged = out / "swiss_roll_gan.safetensors"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:-1])
-    with pytest.raises(RuntimeError, match="or run the recipe"):
-        checkpoints.load("swiss_roll_gan", folder=tmp_path)
+    with pytest.raises(RuntimeError, match="or run its recipe"):
+        checkpoints.load("swiss_roll_gan", folder=out)
     plane_gans.main(arguments)
     assert capsys.readouterr().out.count("kept") == len(games) - 1
     assert damaged.read_bytes() == whole
+    assert os.listdir(state) == []
+
+
+def test_without_r1_the_rarest_mode_is_all_but_lost():
+    scores = checkpoints.load("gaussians25_r1").card["metrics"]
+    assert scores["generator"]["recovered"][0] == 25
+    assert scores["generator_without_r1"]["min_share"][0] < 0.2
 
 
 @pytest.mark.parametrize("name", plane_gans.GAMES)
-def test_the_stored_gans_of_the_plane_are_those_of_the_recipe(name, monkeypatch):
+def test_the_stored_gans_of_the_plane_are_those_of_the_recipe(name, monkeypatch, tmp_path):
     def is_stored():
-        args = argparse.Namespace(seed=0)
-        return runs.begin("plane_gans", plane_gans.settings_of(name, 6000, 10), args).is_stored(
-            name, None
-        )
+        args = argparse.Namespace(seed=0, state=tmp_path)
+        settings = plane_gans.settings_of(name, 6000, 10)
+        return runs.begin("plane_gans", settings, args, runs.Progress()).is_stored(name, None)
 
     assert is_stored()
-    monkeypatch.setitem(plane_gans.REFITTED, "fourier", [64, 7.0])
+    monkeypatch.setitem(plane_gans.DISCRIMINATOR, "activation", "SiLU")
     assert not is_stored()
 
 
 @pytest.mark.parametrize("name", plane_gans.GAMES)
 def test_stored_gans_of_the_plane_score_as_their_cards_say(name):
-    stored, law = checkpoints.load(name), plane_gans.GAMES[name].law
-    generator, refitted = (stored.networks[k] for k in ("generator", "discriminator_refitted"))
-    latent_dim, rng = plane_gans.GENERATOR["in_features"], seeded(7, "cpu")
-    drawn = generator(randn(10, 1000, latent_dim, generator=rng))
-    chains = mh_gan(Gan(generator, refitted, latent_dim), 1000, rng, replicates=10, n_steps=100)
+    stored, game = checkpoints.load(name), plane_gans.GAMES[name]
+    law, rng = game.law, seeded(7, "cpu")
+    found = {"generator": stored.gan().generator(stored.gan().prior((10, 1000), rng))}
+    if game.is_refitted:
+        chains = mh_gan(stored.gan("refitted"), 1000, rng, replicates=10, n_steps=100)
+        found["mh_gan, refitted"] = chains.samples
+    else:
+        free = stored.gan("without_r1")
+        found["generator_without_r1"] = free.generator(free.prior((10, 1000), rng))
     key, tolerance = ("emd", 0.03) if law.means is None else ("high_quality", 0.015)
-    for who, x in (("generator", drawn), ("mh_gan, refitted", chains.samples)):
+    for who, x in found.items():
         expected = stored.card["metrics"][who][key][0]
         assert plane_gans.score(x, law, rng)[key][0] == pytest.approx(expected, abs=tolerance)
 
@@ -352,22 +386,22 @@ def test_stored_gans_of_the_plane_score_as_their_cards_say(name):
 
 def test_the_stored_mnist_gans_score_as_their_card_says():
     stored, judge = checkpoints.load("mnist_gan"), checkpoints.load("mnist_features")
-    generator, refitted = (stored.networks[k] for k in ("generator", "discriminator_refitted"))
+    gan = stored.gan("refitted")
     classifier, rng = judge.networks["classifier"], seeded(7, "cpu")
     truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
     features, logits = [], []
     with torch.no_grad():
         for _ in range(8):
-            images = generator(randn(5, 250, mnist_gan.LATENT_DIM, generator=rng))
+            images = gan.generator(gan.prior((5, 250), rng))
             features.append(torch.stack([classifier.features(part) for part in images]))
-            logits.append(refitted(images))
+            logits.append(gan.discriminator(images))
     features, logits = torch.cat(features, dim=1), torch.cat(logits, dim=1)
     fid = [frechet_distance(*moments(part), *truth) for part in features]
     card = stored.card["metrics"]
     assert sum(fid) / 5 == pytest.approx(card["fid"][0], abs=4)
     assert card["fid"][2] < card["fid_dcgan"]
     # The classifier of the refit is not the one that scores, and choosing by it mends the samples.
-    own = refitted.features.state_dict()
+    own = gan.discriminator.features.state_dict()
     assert not any(torch.equal(own[k], v) for k, v in classifier.features.state_dict().items())
     rows = logits.softmax(dim=1).multinomial(1000, replacement=True, generator=rng)
     chosen = torch.cat([part[row] for part, row in zip(features, rows, strict=True)])
@@ -389,19 +423,14 @@ def test_stacked_networks_are_the_single_ones():
         torch.testing.assert_close(both(x.expand(3, *x.shape[1:])), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture
-def small_images(small_mnist, monkeypatch):
-    monkeypatch.setenv("GAN_EBM_DATA", str(small_mnist))
-
-
-def test_training_moves_the_weights_in_half_precision(small_images):
+def test_training_moves_the_weights_in_half_precision(small_mnist):
     """Within one autocast context with its cache the networks would see their first weights."""
     first, second = (mnist_gan.train(0, steps) for steps in (1, 6))
     moved = (first["generator.linear.weight"] - second["generator.linear.weight"]).abs().max()
     assert moved > 2 * mnist_gan.TRAINING["learning_rate"]
 
 
-def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, capsys):
+def test_a_run_of_the_mnist_gans_goes_on(small_mnist, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mnist_gan, "N_FID", 1000)
     monkeypatch.setitem(mnist_gan.CLASSIFIER, "steps", 2)
     arguments = ["--steps", "1", "--refit-steps", "1", "--replicates", "2"]
@@ -411,17 +440,17 @@ def test_a_run_of_the_mnist_gans_goes_on(small_images, tmp_path, monkeypatch, ca
     with pytest.raises(ZeroDivisionError):
         mnist_gan.main([*arguments, *folders])
     assert not (tmp_path / "out").exists()
-    assert len(list((tmp_path / "state").glob("mnist_gan-*/*.pt"))) == 4
-    (file,) = (tmp_path / "state").glob("mnist_gan-*/classifier.pt")
+    assert len(list((tmp_path / "state").glob("mnist_gan/*.pt"))) == 5
+    (file,) = (tmp_path / "state").glob("mnist_gan/classifier-*.pt")
     features = runs.read(file)["made"]
     monkeypatch.setattr(mnist_gan, "train_dcgan", real)
     monkeypatch.setattr(mnist_gan, "train", lambda *a: 1 / 0)  # what is done is not done again
     mnist_gan.main([*arguments, *folders])
     stored = checkpoints.load("mnist_gan", folder=tmp_path / "out")
-    images = stored.networks["generator"](torch.zeros(2, 3, mnist_gan.LATENT_DIM))
-    assert images.shape == (2, 3, 1, 28, 28)
-    for part in ("discriminator", "discriminator_refitted"):
-        assert stored.networks[part](images).shape == (2, 3)
+    for which in ("", "refitted"):
+        z = stored.gan(which).prior((2, 3), seeded(0, "cpu"))
+        assert stored.gan(which).generator(z).shape == (2, 3, 1, 28, 28)
+        assert stored.gan(which).logit(z).shape == (2, 3)
     assert stored.card["metrics"]["fid_dcgan"] > 0
     for key, value in stored.networks["discriminator_refitted"].features.state_dict().items():
         torch.testing.assert_close(value, features[key], atol=1e-3, rtol=1e-3)  # half the digits
@@ -466,7 +495,7 @@ def test_a_second_start_trains_only_what_is_missing(resting, tmp_path, monkeypat
                 plane_ebms.main(arguments)
 
     cut_off()
-    finished = sorted((tmp_path / "state").rglob("*.pt"))
+    finished = [f for f in sorted((tmp_path / "state").rglob("*.pt")) if "KL" not in f.name]
     assert len(finished) == len(trained) == 8
     finished[3].unlink()
     finished[5].write_bytes(finished[5].read_bytes()[:-1])  # damaged
@@ -481,7 +510,7 @@ def test_a_second_start_trains_only_what_is_missing(resting, tmp_path, monkeypat
     plane_ebms.main(arguments)
     assert len(trained) == 18
     (other,) = (tmp_path / "state").iterdir()
-    assert len(list(other.glob("*.pt"))) == 8, "the parts with the other box"
+    assert len(list(other.glob("*.pt"))) == 16, "the parts with the other box"
     plane_ebms.main([*arguments, "--seed", "1"])
     assert len(trained) == 26
 
@@ -516,16 +545,16 @@ def test_stored_budgets_belong_to_the_stored_gans(name):
     stored, game = checkpoints.load(f"one_budget_{name}"), one_budget.GAMES[name]
     gans = checkpoints.load(game["gans"]).card
     assert stored.card["settings"]["gans_sha256"] == gans["sha256"]
-    for setting, value in json.loads(json.dumps(game)).items():
-        assert stored.card["settings"][setting] == value
+    settings = json.loads(json.dumps(one_budget.settings_of(name, game["n"])))
+    assert stored.card["settings"] == {**settings, "gans_sha256": gans["sha256"]}
     replicates, budgets = gans["settings"]["replicates"], game["budgets"]
-    runs = {f"refitted/{sampler}/{b}": b for sampler in one_budget.SAMPLERS for b in budgets}
-    runs |= {f"own/{sampler}/{budgets[-2]}": budgets[-2] for sampler in one_budget.OWN}
-    runs |= {f"refitted/ddls/{b}": b for b in game.get("longer", ())}
     error = "fid" if name == "mnist" else "emd"
-    for run, budget in runs.items():
-        assert stored.tensors[f"{run}/{error}"].shape == (replicates,)
-        assert stored.tensors[f"{run}/passes"].max() < 1.15 * budget
+    for use in one_budget.uses_of(game):
+        assert stored.tensors[f"{use.name}/{error}"].shape == (replicates,)
+        assert stored.tensors[f"{use.name}/passes"].max() < 1.15 * use.budget
+        for score in one_budget.WATCHED:
+            is_stored = f"{use.name}/{score}" in stored.tensors
+            assert is_stored == (use.is_watched and (score != "hops" or name == "gaussians25"))
     for run in ("real/data/0", "none/generator/1"):
         assert stored.tensors[f"{run}/{error}"].shape == (replicates,)
     # Rejection: what each GAN needed, not the slowest of them.
@@ -543,18 +572,18 @@ def test_stored_budgets_belong_to_the_stored_gans(name):
 
 def test_a_stored_score_of_the_plane_is_found_again():
     stored = checkpoints.load("one_budget_gaussians25")
-    networks, rng = checkpoints.load("gaussians25_gan").networks, seeded(7, "cpu")
-    found = {}
-    for which, part in (("refitted", "discriminator_refitted"), ("own", "discriminator")):
-        gan = Gan(networks["generator"], networks[part], 4)
-        done = one_budget.run("mh_gan", gan, 1000, 1000, 10, 100, None, 7)
+    gans, rng = checkpoints.load("gaussians25_gan"), seeded(7, "cpu")
+    row, found = one_budget.SAMPLERS["mh_gan"], {}
+    given = {"n": 1000, "part": 1000, "arguments": row.arguments(100, 1000, None), "seed": 7}
+    for which in ("refitted", "own"):
+        done = one_budget.run(row, gans.gan("refitted" if which == "refitted" else ""), 10, given)
         report = mode_report(done.samples, gaussian_grid().means, one_budget.STD)
         found[which] = report.high_quality.mean()
         expected = stored.tensors[f"{which}/mh_gan/100/high_quality"].mean()
         assert found[which] == pytest.approx(float(expected), abs=0.02)
     assert found["own"] < found["refitted"] - 0.05  # the control: it matters which one is asked
-    z = randn(10, 2000, 4, generator=rng)
-    report = mode_report(networks["generator"](z), gaussian_grid().means, one_budget.STD)
+    x = gans.gan().generator(gans.gan().prior((10, 2000), rng))
+    report = mode_report(x, gaussian_grid().means, one_budget.STD)
     expected = stored.tensors["none/generator/1/inlier_std"].mean()
     assert report.inlier_std.mean() == pytest.approx(float(expected), abs=0.001)
 
@@ -562,10 +591,10 @@ def test_a_stored_score_of_the_plane_is_found_again():
 def test_a_stored_fid_is_found_again():
     stored, judge = checkpoints.load("one_budget_mnist"), checkpoints.load("mnist_features")
     truth = stored.tensors["scoring_mean"], stored.tensors["scoring_covariance"]
-    networks, rng = checkpoints.load("mnist_gan").networks, seeded(7, "cpu")
+    gan, rng = checkpoints.load("mnist_gan").gan(), seeded(7, "cpu")
     n, features = stored.card["settings"]["n"], judge.networks["classifier"].features
     with torch.no_grad():
-        images = [networks["generator"](randn(5, 250, 32, generator=rng)) for _ in range(n // 250)]
+        images = [gan.generator(gan.prior((5, 250), rng)) for _ in range(n // 250)]
         found = [
             frechet_distance(*moments(torch.cat([features(part[r]) for part in images])), *truth)
             for r in range(5)
@@ -582,9 +611,8 @@ def test_halves_share_no_image_and_leave_none_out():
     assert choosing.tolist() != list(range(500)), "the order of the files means something"
 
 
-def test_settings_are_chosen_on_the_half_that_is_not_scored(small_mnist, monkeypatch):
-    monkeypatch.setenv("GAN_EBM_DATA", str(small_mnist))
-    judge = one_budget.mnist_judge(20, 2, 0)
+def test_settings_are_chosen_on_the_half_that_is_not_scored(small_mnist):
+    judge = one_budget.mnist_judge(20, 2, 0, {})
     images = datasets.mnist("test").images
     choosing, scoring = one_budget.halves(len(images), 0)
     own, other = (images[rows].expand(2, -1, -1, -1, -1) for rows in (choosing, scoring))
@@ -595,53 +623,154 @@ def test_settings_are_chosen_on_the_half_that_is_not_scored(small_mnist, monkeyp
 
 
 def test_each_sampler_stays_within_its_budget():
-    networks = checkpoints.load("swiss_roll_gan").networks
-    gan = Gan(networks["generator"], networks["discriminator_refitted"], 4)
-    for sampler in one_budget.SAMPLERS:
-        setting = (1e-3, 1e-4) if sampler == "ddls" else 1e-3
-        done = one_budget.run(sampler, gan, 1000, 1000, 10, 20, setting, 0)
+    gan = checkpoints.load("swiss_roll_gan").gan("refitted")
+    for name, row in one_budget.SAMPLERS.items():
+        arguments = row.arguments(20, 1000, (1e-3, 1e-4) if name == "ddls" else 1e-3)
+        given = {"n": 1000, "part": 500, "arguments": arguments, "seed": 0}
+        done = one_budget.run(row, gan, 10, given)
         assert done.samples.shape == (10, 1000, 2)
-        assert 12 < done.passes < 26, sampler  # rejection: what the slowest of ten needs
+        assert 12 < done.passes.mean() < 21, name
 
 
-def test_a_budget_that_was_cut_off_goes_on(tmp_path, monkeypatch):
-    few = {"ddls": ((1e-3,),), "langevin": (1e-3, 1e-4), "dot": (0.01,), "dgflow": (0.002,)}
-    short = {"budgets": (10, 40), "longer": (50,), "settings": few, "n_emd": 50}
-    game = one_budget.GAMES["gaussians25"] | short
-    monkeypatch.setitem(one_budget.GAMES, "gaussians25", game)
-    monkeypatch.setattr(one_budget, "MIN_WATCHED", 40)
+@pytest.fixture
+def short(tmp_path, monkeypatch):
+    """Options of a short comparison on two of the samplers, and the parts that are made."""
+    game = {"budgets": (10, 20), "n_choice": 100, "part": 100, "n_emd": 50}
+    game |= {"cells": ((-2.5, 2.5, -2.5, 2.5), 2), "longer": {"ddls": (30,)}}
+    monkeypatch.setitem(one_budget.GAMES, "gaussians25", one_budget.GAMES["gaussians25"] | game)
+    monkeypatch.setattr(one_budget, "MIN_WATCHED", 20)
+    monkeypatch.setattr(one_budget, "N_CHAINS", 4)
+    rows = {name: one_budget.SAMPLERS[name] for name in ("drs", "ddls", "langevin")}
+    monkeypatch.setattr(one_budget, "SAMPLERS", rows)
+    made, once = [], runs.Run.in_steps
+
+    def in_steps(run, name, steps, advance, given=None):
+        return once(run, name, steps, lambda state: made.append(name) or advance(state), given)
+
+    monkeypatch.setattr(runs.Run, "in_steps", in_steps)
     folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
-    real, watched, scored = one_budget.measure, one_budget.watch, []
-    monkeypatch.setattr(one_budget, "watch", lambda *a: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        one_budget.main(["gaussians25", "--n", "500", *folders])
+    return ["gaussians25", "--n", "200", *folders], made
+
+
+def budget_in(tmp_path):
+    return checkpoints.load("one_budget_gaussians25", folder=tmp_path / "out")
+
+
+def test_a_sampler_that_is_added_is_all_that_is_run(short, tmp_path, monkeypatch, capsys):
+    options, made = short
+    one_budget.main(options)
+    first, before = budget_in(tmp_path), list(made)
+    assert first.card["settings"]["samplers"] == ["drs", "ddls", "langevin"]
+    assert first.card["chosen"].keys() == {f"refitted/langevin/{b}-choice" for b in (10, 20)}
+    assert set(before) == first.card["keys"].keys()
+    assert first.tensors["refitted/ddls/30/still"].shape == (10,)
+    assert first.tensors["refitted/ddls/30/passes"].tolist() == [pytest.approx(28, abs=2)] * 10
+    assert os.listdir(tmp_path / "state") == []
+    known = one_budget.known_parts("one_budget_gaussians25", tmp_path / "out")
+    assert {part: key for part, (key, _) in known.items()} == first.card["keys"]
+    assert set(known["refitted/ddls/20-watch"][1]) == set(one_budget.WATCHED)
+    assert {"emd", "passes"} <= known["refitted/ddls/20"][1].keys()
+    assert not set(one_budget.WATCHED) & known["refitted/ddls/20"][1].keys()
+    assert len(known["refitted/langevin/10-choice"][1]) == 5
+
+    def refuse(*arguments, **settings):
+        raise AssertionError("what is stored is run again")
+
+    rows = {k: row._replace(draw=refuse) for k, row in one_budget.SAMPLERS.items()}
+    rows["two-step"] = one_budget.Sampler(  # the row of the table, and its function
+        one_budget.in_parts(mh_gan), lambda budget, n, _: {"n_steps": 2}, {}
+    )
+    monkeypatch.setattr(one_budget, "SAMPLERS", rows)
+    made.clear()
+    capsys.readouterr()
+    one_budget.main(options)
+    assert made == ["refitted/two-step/10", "refitted/two-step/20"]
+    told = capsys.readouterr().out
+    assert "part 7 of 18: refitted/two-step/10" in told
+    second = budget_in(tmp_path)
+    assert second.card["settings"]["samplers"] == ["drs", "ddls", "langevin", "two-step"]
+    assert second.tensors["refitted/two-step/10/high_quality"].shape == (10,)
+    for name, tensor in first.tensors.items():
+        assert torch.equal(second.tensors[name].nan_to_num(), tensor.nan_to_num()), name
+    assert second.card["chosen"] == first.card["chosen"]
+    assert second.card["keys"].items() > first.card["keys"].items()
+    # The control: another argument is another run, and with it all that is chosen by it.
+    rows["two-step"] = rows["two-step"]._replace(arguments=lambda budget, n, _: {"n_steps": 3})
+    made.clear()
+    one_budget.main(options)
+    assert made == ["refitted/two-step/10", "refitted/two-step/20"]
+    rows["langevin"] = first_row = one_budget.SAMPLERS["langevin"]._replace(passes=1)
+    assert first_row.draw is refuse
+    made.clear()
+    one_budget.main(options)
+    assert made == ["refitted/langevin/20-watch"], "only how chains are watched has changed"
+    monkeypatch.setattr(one_budget, "N_CHAINS", 3)
+    made.clear()
+    one_budget.main(options)
+    assert {name.rpartition("-")[2] for name in made} == {"watch"}
+
+
+def test_a_comparison_that_was_cut_off_goes_on(short, tmp_path, monkeypatch):
+    options, made = short
+    with monkeypatch.context() as patch:
+        patch.setattr(one_budget, "watch", lambda *a: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            one_budget.main(options)
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(one_budget, "watch", watched)
-    monkeypatch.setattr(one_budget, "measure", lambda *a: scored.append(a[3]) or real(*a))
-    one_budget.main(["gaussians25", "--n", "500", *folders])
-    # The first run had finished all at 10 but those with the trained discriminator.
-    assert scored.count(10) == len(one_budget.OWN)
-    stored = checkpoints.load("one_budget_gaussians25", folder=tmp_path / "out")
-    assert stored.tensors["refitted/mh_gan/40/rhat"].shape == (10,)
-    assert stored.card["metrics"]["own/ddls/10/emd"][0] > 0
-    assert stored.tensors["refitted/ddls/50/passes"].tolist() == [pytest.approx(48, abs=2)] * 10
-    assert "refitted/dot/50/passes" not in stored.tensors
-    assert stored.card["chosen"].keys() == {f"refitted/langevin/{b}-choice" for b in (10, 40)}
+    done = made[:-1]
+    assert made[-1].endswith("-watch") and len(done) > 5
+    made.clear()
+    one_budget.main(options)
+    assert not set(made) & set(done)
+    assert budget_in(tmp_path).tensors["refitted/ddls/20/rhat"].shape == (10,)
     assert os.listdir(tmp_path / "state") == []
 
 
-@pytest.mark.parametrize("sampler", ["ddsl", "drs", "dot"])
-def test_a_sampler_without_known_chains_is_refused(sampler):
-    networks = checkpoints.load("swiss_roll_gan").networks
-    gan = Gan(networks["generator"], networks["discriminator_refitted"], 4)
-    assert one_budget.kernel_of("dgflow", gan, 1e-3)[1] == 2
-    with pytest.raises(ValueError, match=f"mh_gan.*, whose chains are known, got '{sampler}'"):
-        one_budget.kernel_of(sampler, gan, 1e-3)
+@pytest.mark.parametrize("what", ["old form", "damaged", "other recipe", "other settings"])
+def test_a_checkpoint_that_is_no_use_is_none(short, tmp_path, monkeypatch, what):
+    options, made = short
+    rows = {"drs": one_budget.SAMPLERS["drs"]}
+    monkeypatch.setattr(one_budget, "SAMPLERS", rows)
+    monkeypatch.delitem(one_budget.GAMES["gaussians25"], "longer")
+    one_budget.main(options)
+    stored, before = budget_in(tmp_path), list(made)
+    file = tmp_path / "out" / "one_budget_gaussians25.json"
+    if what == "old form":
+        card = {k: v for k, v in stored.card.items() if k not in ("keys", "chosen")}
+        file.write_text(json.dumps(card))
+    if what == "damaged":
+        file.write_text(file.read_text()[:-10])
+    if what == "other recipe":
+        card = {**dict.fromkeys(checkpoints.REQUIRED, 0), "keys": {"real/data/0": "0"}}
+        checkpoints.save("one_budget_gaussians25", {}, {}, card, tmp_path / "out")
+    made.clear()
+    one_budget.main([*options, *(["--seed", "1"] if what == "other settings" else [])])
+    assert made == before
+    assert budget_in(tmp_path).card["keys"].keys() == set(made)
 
 
-def test_an_unknown_sampler_is_refused():
-    with pytest.raises(ValueError, match="one of drs, .*, got 'ddsl'"):
-        one_budget.arguments("ddsl", 10, 100, 1e-3)
+@pytest.mark.parametrize("name", one_budget.GAMES)
+def test_the_keys_of_the_package_are_those_of_the_recipe(name):
+    """So that a start of the recipe runs nothing that is stored."""
+    stored, game = checkpoints.load(f"one_budget_{name}"), one_budget.GAMES[name]
+    read_from = {k: stored.card[k] for k in stored.card if k in ("data", "data_sha256")}
+    if name == "mnist":
+        features = checkpoints.load("mnist_features").card
+        assert read_from["data_sha256"] == features["data_sha256"] == MNIST_SHA256
+        read_from["features_sha256"] = features["sha256"]
+    judged = one_budget.judged(name, 0, read_from)
+    judge = one_budget.Judge(None, None, None, None, judged, {}, {})
+    bench = one_budget.Bench(name, checkpoints.load(game["gans"]), judge, game["n"], 0)
+    args = argparse.Namespace(seed=0, state=Path("nowhere"))
+    whole = runs.begin("one_budget", {}, args, runs.Progress())
+    whole.known.update(one_budget.known_parts(f"one_budget_{name}", None))
+    left = {}
+    for use in one_budget.uses_of(game):
+        left |= bench.parts_of(use, whole)
+    assert len(left) > 25 and not any(left.values())
+    assert left.keys() | {one_budget.REAL, one_budget.DRAWS} == stored.card["keys"].keys()
+    other = bench._replace(seed=1)
+    assert all(other.parts_of(use, whole)[use.name] for use in one_budget.uses_of(game))
 
 
 def test_a_number_of_samples_that_cannot_be_split(capsys):
@@ -657,8 +786,10 @@ def test_chains_that_stand_still_are_counted_apart(monkeypatch):
     chain = type("Chain", (), {"positions": positions})
     monkeypatch.setattr(one_budget, "run_chain", lambda *arguments: chain)
     gan = Gan(torch.nn.Identity(), torch.nn.Identity(), 2)
-    judge = one_budget.Judge(None, None, None, None, {}, {})
-    found = one_budget.watch("mh_gan", gan, 2, 1000, None, judge, 0)
+    judge = one_budget.Judge(None, None, None, None, {}, {}, {})
+    given = {"seed": 0, "n_chains": one_budget.N_CHAINS, "budget": 1000, "passes": 1}
+    row = one_budget.SAMPLERS["mh_gan"]
+    found = one_budget.watch(row, gan, 2, judge, {**given, "arguments": {}})
     assert found["still"].tolist() == [0.05, 0.95]
     moving = torch.cat([positions[:, 0, :3], positions[:, 0, 4:]], dim=1)
     assert found["rhat"].tolist() == [float(one_budget.metrics.rhat(moving).max()), math.inf]

@@ -16,17 +16,26 @@ from gan_ebm_utils import checkpoints, runs
 from gan_ebm_utils.recipes import plane_gans
 
 RECIPES = Path(runs.__file__).parent / "recipes"
-# Of each recipe: the settings of all its checkpoints, as code that runs in its module.
+# Of each recipe: what its parts depend on, as code that runs in its module.
 SETTINGS = {
-    "gaussians25_r1": "settings_of(9, 9)",
+    "cover": "settings_of(9)",
     "mnist_features": "settings_of(9)",
     "mnist_gan": "settings_of(9, 9, 9)",
-    "one_budget": "[settings_of(name, game['n']) for name, game in GAMES.items()]",
+    "one_budget": """[
+        (bench.choice_given(use), bench.scores_given(use, size), use.is_watched,
+         bench.watch_given(use, size))
+        for name, game in GAMES.items()
+        for judge in [Judge(None, None, None, None, judged(name, 9, {}), {}, {})]
+        for bench in [Bench(name, Stored({}, {}, {"sha256": "9"}), judge, game["n"], 9)]
+        for use in uses_of(game)
+        for size in bench.sizes(use)
+    ]""",
     "plane_ebms": "settings_of(9, 9)",
     "plane_gans": "[settings_of(name, 9, 9) for name in GAMES]",
 }
-# The number of images that are stored to look at, when all is finished.
+# What is stored or drawn to look at, when all is finished.
 FREE = {("mnist_features", "N_CHECK")}
+FREE |= {("cover", name) for name in ("BOX", "N_SCORED, N_SHOWN", "TOP")}
 
 
 def numbers(source):
@@ -43,7 +52,7 @@ def numbers(source):
 
 def key(recipe, source):
     """The settings of a recipe whose source is given, as text."""
-    module = {"__name__": recipe}
+    module = {"__name__": recipe, "Stored": checkpoints.Checkpoint}
     exec(compile(source, recipe, "exec"), module)
     return json.dumps(eval(SETTINGS[recipe], module), sort_keys=True)
 
@@ -77,28 +86,116 @@ def test_a_number_that_is_in_no_key_is_found():
     assert in_no_key("plane_ebms", source.replace('        "box": BOX,\n', "")) == {"BOX, N_CELLS"}
     assert in_no_key("plane_ebms", source.replace("        **BUFFER,\n", "")) == {"BUFFER"}
 
+    source = source_of("one_budget")
+    less = source.replace("            n_chains=N_CHAINS,\n", "").replace(
+        "            passes", "  #"
+    )
+    assert in_no_key("one_budget", less) == {"N_CHAINS", "SAMPLERS"}
 
-def test_recipes_have_settings_if_they_make_checkpoints():
-    found = {path.stem for path in RECIPES.glob("*.py") if "checkpoints.save(" in path.read_text()}
-    assert found == set(SETTINGS)
+
+def test_all_recipes_are_here():
+    assert {path.stem for path in RECIPES.glob("*.py")} == {*SETTINGS, "__init__"}
+
+
+def begin(folder, settings=None, seed=0, recipe="r", parts=(), **read_from):
+    args = argparse.Namespace(seed=seed, state=folder)
+    run = runs.begin(recipe, settings or {}, args, runs.Progress(), **read_from)
+    run.expect(dict(parts))
+    return run
 
 
 def test_parts_of_another_run_are_not_taken(tmp_path):
-    args = argparse.Namespace(seed=0, state=tmp_path)
-    run = runs.begin("r", {"box": (1.0, 2.0)}, args)
+    run = begin(tmp_path, {"box": (1.0, 2.0)}, parts={"p": 1})
     assert run.given == {"recipe": "r", "settings": {"box": [1.0, 2.0]}, "seed": 0}
-    folders = {
-        runs.begin("r", {"box": [1.0, 2.0]}, args).folder,
-        runs.begin("s", {"box": (1.0, 2.0)}, args).folder,
-        runs.begin("r", {"box": (1.0, 3.0)}, args).folder,
-        runs.begin("r", {"box": (1.0, 2.0)}, args, data="b").folder,
-        runs.begin("r", {"box": (1.0, 2.0)}, argparse.Namespace(seed=1, state=tmp_path)).folder,
-    }
-    assert len(folders) == 5 and run.folder in folders
+    assert run.once("p", lambda: "first")[0] == "first"
+    others = (
+        begin(tmp_path, {"box": (1.0, 2.0)}, recipe="s", parts={"p": 1}),
+        begin(tmp_path, {"box": (1.0, 3.0)}, parts={"p": 1}),
+        begin(tmp_path, {"box": (1.0, 2.0)}, parts={"p": 1}, data="b"),
+        begin(tmp_path, {"box": (1.0, 2.0)}, seed=1, parts={"p": 1}),
+    )
+    for other in others:
+        assert other.once("p", lambda: "another")[0] == "another"
+    same = begin(tmp_path, {"box": [1.0, 2.0]}, parts={"p": 1})
+    assert same.once("p", lambda: 1 / 0)[0] == "first"
+    same.remove_parts()
+    assert len(list(tmp_path.rglob("*.pt"))) == len(others), "parts of other runs are left alone"
+    for other in others:
+        other.remove_parts()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_part_can_depend_on_less_than_the_run(tmp_path):
+    run = begin(tmp_path, {"a": 1}, parts={"p": 1, "q": 1})
+    run.once("p", lambda: "first", {"b": 2})
+    other = begin(tmp_path, {"a": 2}, parts={"p": 1, "q": 1})
+    assert other.made("p", {"b": 2}) == "first" and other.made("p", {"b": 3}) is None
+    assert other.once("p", lambda: 1 / 0, {"b": 2})[0] == "first"
+    assert other.keys == run.keys == {"p": runs.key_of({"b": 2})}
+    other.known["q"] = runs.key_of({"c": 1}), "known"
+    assert other.once("q", lambda: 1 / 0, {"c": 1}) == ("known", 0)
+    assert other.once("q", lambda: "made", {"c": 2})[0] == "made"
+    other.remove_parts()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_part_in_steps_goes_on_after_the_last_one(tmp_path):
+    steps, seen = ["s1", "s2", "s3"], []
+
+    def advance(state):
+        seen.append(state)
+        if seen == [None, [1]]:
+            raise KeyboardInterrupt
+        return [*(state or []), len(state or []) + 1]
+
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path, parts=dict.fromkeys(steps, 1)).in_steps("p", steps, advance)
+    made, seconds = begin(tmp_path, parts=dict.fromkeys(steps, 1)).in_steps("p", steps, advance)
+    assert made == [1, 2, 3] and seconds > 0
+    assert seen == [None, [1], [1], [1, 2]]
+    (file,) = tmp_path.rglob("*.pt")
+    assert begin(tmp_path, parts={"s1": 1}).in_steps("p", ["s1"], lambda _: 1 / 0)[0] == made
+    file.write_bytes(file.read_bytes()[:-1])
+    assert begin(tmp_path, parts={"s1": 1}).in_steps("p", ["s1"], lambda _: "anew")[0] == "anew"
+
+
+def test_the_time_left_is_that_of_the_parts_so_far(tmp_path, capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: clock[0])
+
+    def take(seconds):
+        clock[0] += seconds
+
+    parts = {"a": 1, "b": 4, "c": 20, "d": 1}
+    run = begin(tmp_path, parts=parts)
+    for name, seconds in (("a", 10), ("b", 60)):
+        run.once(name, lambda seconds=seconds: take(seconds))
+    assert capsys.readouterr().out.splitlines() == [
+        "part 1 of 4: a, 10 s; about 4 min left",  # at 10 s for each of 25
+        "part 2 of 4: b, 60 s; about 5 min left",  # at 14 s for each of 21
+    ]
+    run = begin(tmp_path, parts=parts)
+    for name, seconds in (("a", 0), ("b", 0), ("c", 40), ("d", 2)):
+        run.once(name, lambda seconds=seconds: take(seconds))
+    # What was there already takes no time, and says nothing of how fast this start is.
+    assert capsys.readouterr().out.splitlines() == [
+        "part 3 of 4: c, 40 s; about 2 s left",
+        "part 4 of 4: d, 2 s",
+    ]
+    run = begin(tmp_path, parts=dict.fromkeys(("s1", "s2", "s3"), 1))
+    run.in_steps("s", ["s1"], lambda _: take(100))
+    run = begin(tmp_path, parts=dict.fromkeys(("s1", "s2", "s3"), 1))
+    run.in_steps("s", ["s1", "s2"], lambda _: take(20))
+    assert "part 2 of 3: s2, 20 s; about 20 s left" in capsys.readouterr().out
+    file = next(run.folder.glob("a-*.pt"))
+    file.write_bytes(file.read_bytes()[:-1])
+    run = begin(tmp_path, parts={**parts, "e": 1})
+    run.once("a", lambda: take(9))
+    assert "part 1 of 5: a, 9 s\n" in capsys.readouterr().out, "no size to tell others from"
 
 
 def test_a_part_is_made_once(tmp_path):
-    run = runs.begin("r", {}, argparse.Namespace(seed=0, state=tmp_path))
+    run = begin(tmp_path, parts=dict.fromkeys(("a/b", "a-b", ".."), 1))
     made = []
 
     def make(x):
@@ -137,21 +234,20 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(recipe, tmp_path, ca
     file = tmp_path / "file"
     file.touch()
     for folder in (file, file / "below"):
+        out = folder / "cover.png" if recipe == "cover" else folder
         with pytest.raises(SystemExit):
-            recipe_main([*name, "--out", str(folder)])
+            recipe_main([*name, "--out", str(out)])
         assert f"cannot be written to {folder}; give another" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_folders_are_looked_at_and_not_made(tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    parser.add_argument("--state", **runs.STATE)
     new = str(tmp_path / "a" / "b")
     assert runs.parse(parser, ["--out", new, "--state", new]).out == Path(new)
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").touch()
     parser = argparse.ArgumentParser()
-    parser.add_argument("--state", **runs.STATE)
     with pytest.raises(SystemExit):
         runs.parse(parser, ["--out", new, "--state", str(tmp_path / "file")])
     assert "file; give another folder" in capsys.readouterr().err
@@ -165,14 +261,15 @@ def test_seeds_are_not_shifted_unseen(monkeypatch, capsys):
 
 
 def test_only_a_whole_checkpoint_with_the_same_card_is_kept(tmp_path):
-    run = runs.begin("r", {"a": 1}, argparse.Namespace(seed=0))
+    run = begin(tmp_path, {"a": 1})
     assert not run.is_stored("c", tmp_path)
     checkpoints.save("c", {}, {"x": torch.zeros(2)}, run.card({}), tmp_path)
     assert run.is_stored("c", tmp_path)
-    assert not runs.begin("r", {"a": 2}, argparse.Namespace(seed=0)).is_stored("c", tmp_path)
-    assert not runs.begin("r", {"a": 1}, argparse.Namespace(seed=0), data="d").is_stored(
-        "c", tmp_path
-    )
+    assert not begin(tmp_path, {"a": 2}).is_stored("c", tmp_path)
+    assert not begin(tmp_path, {"a": 1}, recipe="s").is_stored("c", tmp_path)
+    assert not begin(tmp_path, {"a": 1}, data="d").is_stored("c", tmp_path)
+    (tmp_path / "of the old form.json").write_text("[]")
+    assert not run.is_stored("of the old form", tmp_path)
     (tmp_path / "c.safetensors").unlink()
     assert not run.is_stored("c", tmp_path)
 

@@ -15,14 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gan_ebm_utils import checkpoints, losses, metrics, plotting
-from gan_ebm_utils.base import default_device, randn, seeded, whole_file
+from gan_ebm_utils import checkpoints, losses, metrics, plotting, runs
+from gan_ebm_utils.base import Gan, default_device, randn, seeded, whole_file
 from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.training import fit_discriminator
@@ -50,46 +50,68 @@ def log_kernel_density(x: Tensor, centres: Tensor) -> Tensor:
     return log_sum - math.log(len(centres) * 2 * math.pi * BLUR**2)
 
 
-def replicate_0(checkpoint: checkpoints.Checkpoint) -> nn.Module:
-    """The first replicate of the checkpoint's generator, alone."""
-    kwargs = checkpoint.card["networks"]["generator"]["kwargs"]
+def replicate_0(checkpoint: checkpoints.Checkpoint) -> Gan:
+    """The checkpoint's GAN with the first replicate of its generator alone."""
+    gan, kwargs = checkpoint.gan(), checkpoint.card["networks"]["generator"]["kwargs"]
     generator = mlp(**{**kwargs, "replicates": 1}, generator=seeded(0))
-    weights = checkpoint.networks["generator"].state_dict()
+    weights = gan.generator.state_dict()
     generator.load_state_dict({name: weight[:1] for name, weight in weights.items()})
-    return generator
+    return gan._replace(generator=generator)
+
+
+def settings_of(steps: int) -> dict[str, Any]:
+    """Everything that the energy depends on, but for the seed and the GAN."""
+    return {
+        **DISCRIMINATOR,
+        "batch_size": BATCH_SIZE,
+        "steps": steps,
+        "std": STD,
+        "blur": BLUR,
+        "n_kernels": N_KERNELS,
+        "n_scored": N_SCORED,
+        "least": LEAST,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    if args.steps < 1:
-        parser.error(f"--steps must be at least 1, got {args.steps}")
+    parser.add_argument("--steps", type=runs.at_least(1), default=4000)
+    args = runs.parse(parser, argv, file=True)
 
-    generator, law = seeded(args.seed), gaussian_grid(std=STD)
+    law = gaussian_grid(std=STD)
     checkpoint = checkpoints.load("gaussians25_r1", default_device())
-    network = replicate_0(checkpoint)
+    gan = replicate_0(checkpoint)
+    settings, read_from = settings_of(args.steps), {"checkpoint_sha256": checkpoint.card["sha256"]}
+    run = runs.begin("cover", settings, args, runs.Progress(), **read_from)
+    run.expect({"discriminator": 1})
 
     def draw(n: int, rng: torch.Generator) -> Tensor:
         with torch.no_grad():
-            return network(randn(1, n, 2, generator=rng))[0]
+            return gan.generator(gan.prior((1, n), rng))[0]
 
     def blurred(size: tuple[int, ...], rng: torch.Generator) -> Tensor:
         return (draw(size[1], rng) + BLUR * randn(size[1], 2, generator=rng))[None]
 
+    def fit() -> dict[str, Any]:
+        generator = seeded(args.seed)
+        discriminator = mlp(**DISCRIMINATOR, generator=generator)
+        fit_discriminator(
+            discriminator,
+            law.sample,
+            blurred,
+            losses.gan_d_loss,
+            args.steps,
+            generator,
+            batch_size=BATCH_SIZE,
+        )
+        return {"weights": discriminator.state_dict(), "generator": generator.get_state()}
+
+    fitted, _ = run.once("discriminator", fit)
+    generator = seeded(args.seed)
     discriminator = mlp(**DISCRIMINATOR, generator=generator)
-    fit_discriminator(
-        discriminator,
-        law.sample,
-        blurred,
-        losses.gan_d_loss,
-        args.steps,
-        generator,
-        batch_size=BATCH_SIZE,
-    )
+    discriminator.load_state_dict(fitted["weights"])
+    generator.set_state(fitted["generator"])  # the draws go on where those of the fit ended
     data, draws = law.sample(N_SCORED, generator), draw(N_SCORED, generator)
     report = metrics.mode_report(draws[None], law.means, STD)
     centres = draw(N_KERNELS, generator)
@@ -118,24 +140,13 @@ def main(argv: list[str] | None = None) -> None:
         ax.set(xlabel="", ylabel="", xticks=[-2, 0, 2], yticks=[-2, 0, 2])
         ax.title.set_size(14)
     facts = {
-        "recipe": "cover",
-        "settings": {
-            **DISCRIMINATOR,
-            "batch_size": BATCH_SIZE,
-            "steps": args.steps,
-            "std": STD,
-            "blur": BLUR,
-            "n_kernels": N_KERNELS,
-            "n_scored": N_SCORED,
-            "least": LEAST,
-        },
-        "seed": args.seed,
-        "checkpoint_sha256": checkpoint.card["sha256"],
+        **run.given,
         "generator": {name: float(values) for name, values in report._asdict().items()},
         "energy_minus_truth": {"mean": float(error.mean()), "std": float(error.std())},
     }
     with whole_file(args.out) as part:
         figure.savefig(part, dpi=150, metadata={"Description": json.dumps(facts)})
+    run.remove_parts()
     print(json.dumps(facts, indent=2))
 
 

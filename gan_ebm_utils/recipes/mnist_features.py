@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,14 +66,14 @@ def train(
     epochs: int,
     seed: int,
     device: torch.device,
-    state_file: Path,
-    report: Callable[[int, nn.Module], None],
+    run: runs.Run,
+    report: Callable[[nn.Module], None],
 ) -> tuple[nn.Module, float]:
     """Train on `data`; return the averaged classifier and the seconds it took.
 
-    The state is stored in `state_file` after each epoch, and a run that finds the file goes on from
-    there: the generator's state is part of it, so the result is that of an unbroken run.
-    `report(epoch, classifier)` is called after each epoch.
+    Each epoch is a step of a part of `run`. The generator's state is stored with the weights, so
+    that a run that goes on has the result of an unbroken one. `report(classifier)` is called after
+    each epoch.
     """
     generator = seeded(seed, "cpu")  # so that every device sees the same draws
     classifier = MnistClassifier(**ARCHITECTURE, generator=generator)
@@ -83,22 +82,20 @@ def train(
     optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=TRAINING["weight_decay"])
     images, labels = data.images.to(device), data.labels.to(device)
     batch_size = min(TRAINING["batch_size"], len(images))
-    n_steps = epochs * (len(images) // batch_size)
+    n_batches = len(images) // batch_size
     parts = {"classifier": classifier, "average": average, "optimizer": optimizer}
-    first, step, seconds = 0, 0, 0.0
-    if (state := runs.read(state_file, device)) is not None:
-        first, step, seconds = state["epochs"], state["step"], state["seconds"]
-        generator.set_state(state["generator"].cpu())  # map_location has moved it
-        for key, part in parts.items():
-            part.load_state_dict(state[key])
-        print(f"going on after epoch {first}, from {state_file}", flush=True)
 
-    for epoch in range(first, epochs):
-        start = time.perf_counter()
+    def epoch(state: dict[str, Any] | None) -> dict[str, Any]:
+        step = 0
+        if state is not None:
+            step = state["step"]
+            generator.set_state(state["generator"])
+            for key, part in parts.items():
+                part.load_state_dict(state[key])
         order = torch.randperm(len(images), generator=generator).to(device)
-        for rows in order[: len(images) // batch_size * batch_size].split(batch_size):
+        for rows in order[: n_batches * batch_size].split(batch_size):
             warmup = min(1.0, (step + 1) / TRAINING["warmup_steps"])
-            cosine = (1 + math.cos(math.pi * step / n_steps)) / 2
+            cosine = (1 + math.cos(math.pi * step / (epochs * n_batches))) / 2
             optimizer.param_groups[0]["lr"] = TRAINING["learning_rate"] * warmup * cosine
             batch = shifted(images[rows], TRAINING["max_shift"], generator)
             with torch.autocast(device.type, torch.bfloat16):
@@ -108,12 +105,18 @@ def train(
             optimizer.step()
             average.update_parameters(classifier)
             step += 1
-        seconds += time.perf_counter() - start
+        report(average.module)
         state = {key: part.state_dict() for key, part in parts.items()}
-        state |= {"epochs": epoch + 1, "step": step, "seconds": seconds}
-        runs.store({**state, "generator": generator.get_state()}, state_file)
-        report(epoch + 1, average.module)
+        return {**state, "step": step, "generator": generator.get_state()}
+
+    state, seconds = run.in_steps("training", epochs_of(epochs), epoch)
+    average.load_state_dict(state["average"])
     return average.module, seconds
+
+
+def epochs_of(epochs: int) -> list[str]:
+    """The names of the steps of the training."""
+    return [f"epoch {i + 1}" for i in range(epochs)]
 
 
 @torch.no_grad()
@@ -186,7 +189,7 @@ def write(
         tensors[f"{split}_mean"] = mean.float()
         tensors[f"{split}_covariance"] = covariance.float()
         tensors[f"{split}_frequencies"] = frequencies[split]
-    network = (classifier, "MnistClassifier", ARCHITECTURE)
+    network = (classifier, MnistClassifier, ARCHITECTURE)
     checkpoints.save("mnist_features", {"classifier": network}, tensors, run.card(metrics), out)
     return metrics
 
@@ -199,22 +202,20 @@ def settings_of(epochs: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--state", **runs.STATE)
+    parser.add_argument("--epochs", type=runs.at_least(1), default=12)
     args = runs.parse(parser, argv)
-    if args.epochs < 1:
-        parser.error(f"--epochs must be at least 1, got {args.epochs}")
 
     device = default_device()
     train_set, test_set = mnist("train"), mnist("test")
-    run = runs.begin("mnist_features", settings_of(args.epochs), args, **runs.mnist_source())
-    state_file = run.folder / "state.pt"
+    settings, source = settings_of(args.epochs), runs.mnist_source()
+    run = runs.begin("mnist_features", settings, args, runs.Progress(), **source)
+    run.expect(dict.fromkeys(epochs_of(args.epochs), 1))
 
-    def report(epoch: int, classifier: nn.Module) -> None:
+    def report(classifier: nn.Module) -> None:
         right = evaluate(classifier, test_set.images, device).logits.argmax(1) == test_set.labels
-        print(f"epoch {epoch}: test accuracy {right.double().mean():.4f}", flush=True)
+        print(f"test accuracy {right.double().mean():.4f}", flush=True)
 
-    classifier, seconds = train(train_set, args.epochs, args.seed, device, state_file, report)
+    classifier, seconds = train(train_set, args.epochs, args.seed, device, run, report)
     metrics = write(classifier, train_set, test_set, device, seconds, run, args.out)
     run.remove_parts()
     print(json.dumps(metrics, indent=2))

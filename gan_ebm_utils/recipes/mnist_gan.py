@@ -33,8 +33,7 @@ from gan_ebm_utils.networks import (
 )
 from gan_ebm_utils.training import refit_discriminator, train_gan
 
-LATENT_DIM = 32
-GENERATOR = {"image_size": 28, "latent_dim": LATENT_DIM, "width": 64}
+GENERATOR = {"image_size": 28, "latent_dim": 32, "width": 64}
 DISCRIMINATOR = {"image_size": 28, "width": 32}
 TRAINING = {"batch_size": 64, "learning_rate": 5e-4, "betas": [0.5, 0.99]}
 GAMMA = 1.0
@@ -54,7 +53,7 @@ def train(seed: int, steps: int) -> dict[str, Tensor]:
     gan = Gan(
         ConvGenerator(**GENERATOR, generator=rng),
         ConvDiscriminator(**DISCRIMINATOR, generator=rng),
-        LATENT_DIM,
+        GENERATOR["latent_dim"],
     )
     for network in gan[:2]:
         network.to(device, memory_format=torch.channels_last)
@@ -103,14 +102,13 @@ def train_classifier(seed: int, steps: int) -> dict[str, Tensor]:
 
 
 def refit(
-    generator: nn.Module, features: dict[str, Tensor], replicates: int, seed: int, steps: int
+    gan: Gan, features: dict[str, Tensor], replicates: int, seed: int, steps: int
 ) -> dict[str, Tensor]:
-    """The weights of discriminators fitted to generators that stay as they are."""
+    """The weights of discriminators fitted to the generators of `gan`, which stay as they are."""
     device, rng = default_device(), seeded(seed)
     discriminator = FeatureDiscriminator(**REFITTED, replicates=replicates, generator=rng)
     discriminator.features.load_state_dict(features)
     discriminator.to(device)
-    gan = Gan(generator.requires_grad_(False), discriminator, LATENT_DIM)
     data = minibatches(mnist("train").images[:N_REFIT].to(device))
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
         refitted = refit_discriminator(
@@ -122,10 +120,10 @@ def refit(
 class Dcgan(nn.Module):
     """A plain DCGAN, with batch normalisation in both networks (Radford et al. 2015)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, latent_dim: int) -> None:
         super().__init__()
         self.generator = nn.Sequential(
-            nn.Linear(LATENT_DIM, 2 * width * 49, bias=False),
+            nn.Linear(latent_dim, 2 * width * 49, bias=False),
             nn.BatchNorm1d(2 * width * 49),
             nn.ReLU(),
             nn.Unflatten(1, (2 * width, 7, 7)),
@@ -148,10 +146,10 @@ class Dcgan(nn.Module):
 
 def train_dcgan(seed: int, steps: int) -> nn.Module:
     """The generator of a DCGAN after `steps` steps of Adam."""
-    device, rng = default_device(), seeded(seed)
+    device, rng, latent_dim = default_device(), seeded(seed), GENERATOR["latent_dim"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = Dcgan(DCGAN["width"])
+        networks = Dcgan(DCGAN["width"], latent_dim)
         for layer in networks.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 nn.init.normal_(layer.weight, std=DCGAN["std"])
@@ -163,7 +161,7 @@ def train_dcgan(seed: int, steps: int) -> nn.Module:
     for _ in range(steps):
         for role, optimizer in enumerate(optimizers):
             with torch.autocast(device.type, torch.bfloat16):
-                fake = networks.generator(randn(size, LATENT_DIM, generator=rng))
+                fake = networks.generator(randn(size, latent_dim, generator=rng))
                 if role == 0:
                     real = networks.discriminator(data(size, rng)).float()
                     fake = networks.discriminator(fake.detach()).float()
@@ -185,14 +183,14 @@ def stacked(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fid(draw: Callable[[int, torch.Generator], Tensor], seed: int) -> float:
-    """FID of N_FID images in own features, against the test set's moments."""
-    stored, generator = checkpoints.load("mnist_features"), seeded(seed)
-    classifier = stored.networks["classifier"]
-    images = torch.cat([draw(1000, generator).float().cpu() for _ in range(N_FID // 1000)])
-    features = torch.cat([classifier.features(chunk) for chunk in images.split(1000)])
-    found, tensors = metrics.moments(features), stored.tensors
-    return metrics.frechet_distance(*found, tensors["test_mean"], tensors["test_covariance"])
+def fid(draw: Callable[[int, torch.Generator], Tensor], seed: int) -> list[float]:
+    """FID of N_FID images (R, n, c, h, w) in own features, against the test set's moments."""
+    stored, rng, n = checkpoints.load("mnist_features"), seeded(seed), min(1000, N_FID)
+    features, tensors = stored.networks["classifier"].features, stored.tensors
+    drawn = (draw(n, rng).float().cpu() for _ in range(N_FID // n))
+    seen = torch.cat([torch.stack([features(x) for x in images]) for images in drawn], dim=1)
+    truth = tensors["test_mean"], tensors["test_covariance"]
+    return [metrics.frechet_distance(*metrics.moments(each), *truth) for each in seen]
 
 
 def settings_of(steps: int, refit_steps: int, replicates: int) -> dict[str, Any]:
@@ -215,80 +213,80 @@ def settings_of(steps: int, refit_steps: int, replicates: int) -> dict[str, Any]
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--refit-steps", type=int, default=4000)
-    parser.add_argument("--replicates", type=int, default=5)
-    parser.add_argument("--state", **runs.STATE)
+    parser.add_argument("--steps", type=runs.at_least(1), default=10_000)
+    parser.add_argument("--refit-steps", type=runs.at_least(1), default=4000)
+    parser.add_argument("--replicates", type=runs.at_least(2), default=5)
     args = runs.parse(parser, argv)
-    if args.steps < 1 or args.refit_steps < 1 or args.replicates < 2:
-        parser.error("--steps and --refit-steps must be at least 1, --replicates at least 2")
 
+    device, replicates = default_device(), args.replicates
+    gans = {f"gan-{args.seed + 100 * r}": args.seed + 100 * r for r in range(replicates)}
+    # In steps of one GAN; one of the classifier, which is small, takes a quarter, one of the DCGAN,
+    # which is wide, three. An FID takes as long as some hundred.
+    sizes = {**dict.fromkeys(gans, args.steps), "classifier": CLASSIFIER["steps"] / 4}
+    sizes |= {"refit": args.refit_steps, "fid": 100 * replicates, "dcgan": 3 * args.steps}
     judge = checkpoints.load("mnist_features").card
     run = runs.begin(
         "mnist_gan",
-        settings_of(args.steps, args.refit_steps, args.replicates),
+        settings_of(args.steps, args.refit_steps, replicates),
         args,
+        runs.Progress(),
         **runs.mnist_source(),
         features_sha256=judge["sha256"],
     )
-    seeds = [args.seed + 100 * replicate for replicate in range(args.replicates)]
-    parts = [run.once(f"gan-{s}", lambda s=s: train(s, args.steps)) for s in seeds]
+    run.expect(sizes)
+    parts = [run.once(name, lambda seed=s: train(seed, args.steps)) for name, s in gans.items()]
     seconds = sum(took for _, took in parts)
     weights = stacked([part for part, _ in parts])
     networks = {}
-    for name, function, settings in (
+    for name, builder, settings in (
         ("generator", ConvGenerator, GENERATOR),
         ("discriminator", ConvDiscriminator, DISCRIMINATOR),
     ):
-        settings = {**settings, "replicates": args.replicates}
-        network = function(**settings, generator=seeded(0, "cpu"))
+        settings = {**settings, "replicates": replicates}
+        network = builder(**settings, generator=seeded(0, "cpu"))
         own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(name)}
         network.load_state_dict(own)
-        networks[name] = (network.half().float(), function.__name__, settings)  # as it is stored
-
-    def one(replicate: int) -> nn.Module:
-        generator = ConvGenerator(**GENERATOR, generator=seeded(0, "cpu"))
-        state = networks["generator"][0].state_dict()
-        generator.load_state_dict(
-            {k: v.chunk(args.replicates)[replicate] for k, v in state.items()}
-        )
-        return generator.to(default_device(), memory_format=torch.channels_last)
+        network.half().float().eval().requires_grad_(False)  # as it is stored
+        networks[name] = (network, builder, settings)
 
     features, took = run.once(
         "classifier", lambda: train_classifier(args.seed + 1, CLASSIFIER["steps"])
     )
     seconds += took
-    together = networks["generator"][0].to(default_device(), memory_format=torch.channels_last)
+    pair = [networks[name][0] for name in ("generator", "discriminator")]
+    for network in pair:
+        network.to(device, memory_format=torch.channels_last)
+    gan = Gan(*pair, GENERATOR["latent_dim"])
     weights, took = run.once(
-        "refit", lambda: refit(together, features, args.replicates, args.seed + 2, args.refit_steps)
+        "refit", lambda: refit(gan, features, replicates, args.seed + 2, args.refit_steps)
     )
     seconds += took
-    together.cpu()
-    settings = {**REFITTED, "replicates": args.replicates}
+    settings = {**REFITTED, "replicates": replicates}
     refitted = FeatureDiscriminator(**settings, generator=seeded(0, "cpu"))
     refitted.load_state_dict(weights)
-    networks["discriminator_refitted"] = (refitted, "FeatureDiscriminator", settings)
+    networks["discriminator_refitted"] = (refitted, FeatureDiscriminator, settings)
 
-    def draw(generator: nn.Module) -> Callable[[int, torch.Generator], Tensor]:
-        return lambda n, rng: generator(randn(1, n, LATENT_DIM, generator=rng))[0]
+    def draw(n: int, rng: torch.Generator) -> Tensor:
+        return gan.generator(gan.prior((replicates, n), rng))
 
-    scores = torch.tensor([fid(draw(one(r)), s + 2) for r, s in enumerate(seeds)])
-
-    def dcgan_scores() -> dict[str, float]:
+    def dcgan_scores() -> list[float]:
         generator = train_dcgan(args.seed, args.steps)
-        return {"fid": fid(lambda n, rng: generator(randn(n, LATENT_DIM, generator=rng)), 2)}
+        return fid(
+            lambda n, rng: generator(randn(n, gan.latent_dim, generator=rng))[None], args.seed + 3
+        )
 
-    dcgan, took = run.once("dcgan", dcgan_scores)
+    scores, _ = run.once("fid", lambda: fid(draw, args.seed + 3))
+    of_dcgan, took = run.once("dcgan", dcgan_scores)
     found = {
-        "fid": list(metrics.mean_interval(scores)[:3]),
-        "fid_of_each": scores.tolist(),
+        "fid": list(metrics.mean_interval(torch.tensor(scores))[:3]),
+        "fid_of_each": scores,
         "fid_train_against_test": judge["metrics"]["frechet_train_test"]["value"],
-        "fid_dcgan": dcgan["fid"],
+        "fid_dcgan": of_dcgan[0],
         "seconds": round(seconds, 1),
         "seconds_dcgan": round(took, 1),
     }
-    for name, (network, function, settings) in list(networks.items()):
-        networks[name] = (network.half(), function, settings)
+    for name, (network, builder, settings) in list(networks.items()):
+        networks[name] = (network.half(), builder, settings)
     checkpoints.save("mnist_gan", networks, {}, run.card(found), args.out)
     run.remove_parts()
     print(json.dumps(found, indent=2))

@@ -2,25 +2,27 @@
 
     python -m gan_ebm_utils.recipes.plane_gans
 
-writes three checkpoints: `gaussians25_gan` and `swiss_roll_gan` (non-saturating loss, R1), and
+writes four checkpoints: `gaussians25_gan` and `swiss_roll_gan` (non-saturating loss, R1),
 `gaussians25_wgan` (Wasserstein loss, gradient penalty, five steps of the critic to one of the
-generator). Each holds `generator`, `discriminator` and `discriminator_refitted`, ten replicates
-behind one leading axis, and a card with scores of the generator's samples and of refined ones. It
-takes about an hour on two CPU cores; a checkpoint that is there with the same settings is kept.
+generator), and `gaussians25_r1` (two latents, for chapter 01). Each holds `generator` and
+`discriminator`, ten replicates behind one leading axis, and a card with scores of the generator's
+samples. The first three hold `discriminator_refitted` and scores of samples refined with it, the
+last `generator_without_r1` and `discriminator_without_r1`. It takes about an hour on two CPU cores;
+a checkpoint that is there with the same settings is kept, and a run that is cut off goes on after
+the last network that was finished.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, runs
-from gan_ebm_utils.base import Distribution, Gan, randn, seeded
+from gan_ebm_utils.base import Distribution, Gan, seeded
 from gan_ebm_utils.datasets import gaussian_grid, minibatches, swiss_roll
 from gan_ebm_utils.losses import gradient_penalty, r1_penalty
 from gan_ebm_utils.networks import mlp
@@ -28,9 +30,9 @@ from gan_ebm_utils.refine import mh_gan
 from gan_ebm_utils.training import Loss, Penalty, refit_discriminator, train_gan
 
 STD, GAMMA, WEIGHT = 0.05, 0.1, 0.1  # of the modes, of R1, of the critic's gradient penalty
-# Four latents for a plane: with two, the draws of a mode lie on folds and leave gaps.
-GENERATOR = {"in_features": 4, "hidden": [128, 128, 128], "activation": "ReLU", "out_features": 2}
 DISCRIMINATOR = {"in_features": 2, "hidden": [128, 128, 128], "activation": "ReLU"}
+# Four latents for a plane: with two, the draws of a mode lie on folds and leave gaps.
+GENERATOR = {**DISCRIMINATOR, "in_features": 4, "out_features": 2}
 TRAINING = {"batch_size": 256, "learning_rate": 1e-3, "betas": [0.5, 0.99]}
 # The modes are narrow, so the refitted discriminator sees Fourier features.
 REFITTED = {"in_features": 2, "hidden": [128, 128, 128], "fourier": [64, 8.0]}
@@ -42,13 +44,18 @@ N_PROPOSALS = 100  # of the chains whose samples are scored
 
 
 class Game(NamedTuple):
-    """What a GAN of the plane is trained on and how."""
+    """What a GAN of the plane is trained on and how, and whether it is refitted.
+
+    One that is not is trained a second time, without the penalty.
+    """
 
     law: Distribution
     d_loss: Loss
     g_loss: Loss
     penalty: Penalty
     settings: dict[str, Any]  # of `train_gan`
+    generator: dict[str, Any] = GENERATOR
+    is_refitted: bool = True
 
 
 def r1(discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,22 +74,44 @@ GAMES = {
         lambda d, real, fake, generator: WEIGHT * gradient_penalty(d, real, fake, generator),
         {**TRAINING, "learning_rate": 5e-4, "betas": [0.5, 0.9], "d_steps": 5, "n_steps": 3000},
     ),
+    "gaussians25_r1": Game(
+        gaussian_grid(std=STD),
+        *RULES,
+        {**TRAINING, "n_steps": 3000},
+        generator={**GENERATOR, "in_features": 2},
+        is_refitted=False,
+    ),
 }
 PENALTIES = {
     "gaussians25_gan": f"R1, gamma {GAMMA}",
     "swiss_roll_gan": f"R1, gamma {GAMMA}",
     "gaussians25_wgan": f"gradient, weight {WEIGHT}",
+    "gaussians25_r1": f"R1, gamma {GAMMA}",
 }
 
 
-def train(game: Game, replicates: int, seed: int) -> Gan:
-    """`replicates` GANs after all steps of their game."""
-    generator = seeded(seed)
-    gan = Gan(
-        mlp(**GENERATOR, replicates=replicates, generator=generator),
+def rounded(network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """`network` with these weights in half precision, in which they are stored, and frozen.
+
+    Half the digits are enough; the refit and the scores see what is stored.
+    """
+    network.load_state_dict(weights)
+    return network.half().float().eval().requires_grad_(False)
+
+
+def new_gan(game: Game, replicates: int, generator: torch.Generator) -> Gan:
+    """Networks before the first step of their game."""
+    return Gan(
+        mlp(**game.generator, replicates=replicates, generator=generator),
         mlp(**DISCRIMINATOR, replicates=replicates, generator=generator),
-        GENERATOR["in_features"],
+        game.generator["in_features"],
     )
+
+
+def train(game: Game, penalty: Penalty | None, replicates: int, seed: int) -> list[dict]:
+    """The weights of `replicates` generators and discriminators after all steps of their game."""
+    generator = seeded(seed)
+    gan = new_gan(game, replicates, generator)
     train_gan(
         gan,
         game.law.sample,
@@ -90,21 +119,21 @@ def train(game: Game, replicates: int, seed: int) -> Gan:
         game.g_loss,
         generator=generator,
         replicates=replicates,
-        penalty=game.penalty,
+        penalty=penalty,
         **game.settings,
     )
-    return gan
+    return [network.state_dict() for network in (gan.generator, gan.discriminator)]
 
 
-def refit(gan: Gan, law: Distribution, steps: int, replicates: int, seed: int) -> Gan:
-    """`gan` with a discriminator fitted to its generators on N_REFIT points of `law`."""
+def refit(gan: Gan, law: Distribution, steps: int, replicates: int, seed: int) -> dict[str, Tensor]:
+    """The weights of a discriminator fitted to the generators on N_REFIT points of `law`."""
     generator = seeded(seed)
     discriminator = mlp(**REFITTED, replicates=replicates, generator=generator)
     data = minibatches(law.sample((N_REFIT,), generator))
-    gan.generator.requires_grad_(False)
-    return refit_discriminator(
+    refitted = refit_discriminator(
         gan, discriminator, data, steps, generator, replicates=replicates, **REFIT
     )
+    return refitted.discriminator.state_dict()
 
 
 def score(x: Tensor, law: Distribution, generator: torch.Generator) -> dict[str, list[float]]:
@@ -117,58 +146,102 @@ def score(x: Tensor, law: Distribution, generator: torch.Generator) -> dict[str,
     if law.means is not None:
         found |= metrics.mode_report(x, law.means, STD, n_std=N_STD)._asdict()
     return {
-        name: list(metrics.mean_interval(values)[:3]) if values.isfinite().all() else None
+        name: list(map(float, metrics.mean_interval(values)[:3]))
+        if values.isfinite().all()
+        else None
         for name, values in found.items()
     }
 
 
-def make(
-    name: str, refit_steps: int, replicates: int, seed: int
-) -> tuple[dict[str, tuple[nn.Module, str, dict[str, Any]]], dict[str, Any]]:
-    """Networks of the checkpoint `name`, made anew, and their scores."""
-    game, start = GAMES[name], time.perf_counter()
-    gan = train(game, replicates, seed)
-    # Half the digits are enough; the refit and the scores see what is stored.
-    gan = Gan(gan.generator.half().float(), gan.discriminator.half().float(), gan.latent_dim)
-    rng = seeded(seed + 1)
+def score_draws(gan: Gan, law: Distribution, replicates: int, seed: int) -> dict[str, list[float]]:
+    """Scores of what the generator draws."""
+    rng = seeded(seed)
     with torch.no_grad():
-        x = gan.generator(randn(replicates, N_SAMPLES, gan.latent_dim, generator=rng))
-    scores: dict[str, Any] = {"generator": score(x, game.law, rng)}
-    print(name, json.dumps(scores["generator"]), flush=True)
-    refitted = refit(gan, game.law, refit_steps, replicates, seed + 2)
-    refitted = refitted._replace(discriminator=refitted.discriminator.half().float())
-    rng = seeded(seed + 3)
-    chains = mh_gan(refitted, N_SAMPLES, rng, replicates=replicates, n_steps=N_PROPOSALS)
-    scores["mh_gan, refitted"] = score(chains.samples, game.law, rng)
-    print(name, json.dumps(scores["mh_gan, refitted"]), flush=True)
+        x = gan.generator(gan.prior((replicates, N_SAMPLES), rng))
+    return score(x, law, rng)
+
+
+def score_chains(gan: Gan, law: Distribution, replicates: int, seed: int) -> dict[str, list[float]]:
+    """Scores of the last states of chains on the refitted logit."""
+    rng = seeded(seed)
+    chains = mh_gan(gan, N_SAMPLES, rng, replicates=replicates, n_steps=N_PROPOSALS)
+    return score(chains.samples, law, rng)
+
+
+def parts_of(name: str, refit_steps: int) -> dict[str, float]:
+    """The parts of a checkpoint, with how long each takes: about as a step of a discriminator."""
+    game = GAMES[name]
+    steps = game.settings["n_steps"] * (1 + game.settings.get("d_steps", 1))
+    sizes = {"trained": steps, "scores": steps / 10}
+    if game.is_refitted:
+        sizes |= {"refitted": 2 * refit_steps, "scores of chains": steps / 10}
+    else:
+        sizes |= {"trained without R1": steps / 2, "scores without R1": steps / 10}
+    return {f"{name}, {part}": size for part, size in sizes.items()}
+
+
+def make(
+    name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run
+) -> tuple[dict[str, checkpoints.Built], dict[str, Any]]:
+    """Networks of the checkpoint `name` and their scores, from the finished parts of `run`."""
+    game, seconds = GAMES[name], []
+
+    def once(part: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        made, took = run.once(f"{name}, {part}", lambda: function(*arguments))
+        seconds.append(took)
+        return made
+
+    def trained(part: str, penalty: Penalty | None) -> Gan:
+        weights = once(part, train, game, penalty, replicates, seed)
+        gan = new_gan(game, replicates, seeded(seed))
+        return Gan(*map(rounded, gan[:2], weights), gan.latent_dim)
+
+    gan = trained("trained", game.penalty)
     networks = {
-        part: (network.half(), "mlp", {**settings, "replicates": replicates})
-        for part, network, settings in (
-            ("generator", gan.generator, GENERATOR),
-            ("discriminator", gan.discriminator, DISCRIMINATOR),
-            ("discriminator_refitted", refitted.discriminator, REFITTED),
-        )
+        "generator": (gan.generator, game.generator),
+        "discriminator": (gan.discriminator, DISCRIMINATOR),
     }
-    return networks, {**scores, "seconds": round(time.perf_counter() - start, 1)}
+    scores = {"generator": once("scores", score_draws, gan, game.law, replicates, seed + 1)}
+    if game.is_refitted:
+        weights = once("refitted", refit, gan, game.law, refit_steps, replicates, seed + 2)
+        network = mlp(**REFITTED, replicates=replicates, generator=seeded(seed))
+        gan = gan._replace(discriminator=rounded(network, weights))
+        networks["discriminator_refitted"] = (gan.discriminator, REFITTED)
+        chains = once("scores of chains", score_chains, gan, game.law, replicates, seed + 3)
+        scores["mh_gan, refitted"] = chains
+    else:
+        gan = trained("trained without R1", None)
+        networks["generator_without_r1"] = (gan.generator, game.generator)
+        networks["discriminator_without_r1"] = (gan.discriminator, DISCRIMINATOR)
+        draws = once("scores without R1", score_draws, gan, game.law, replicates, seed + 1)
+        scores["generator_without_r1"] = draws
+    built = {
+        key: (network.half(), mlp, {**settings, "replicates": replicates})
+        for key, (network, settings) in networks.items()
+    }
+    return built, {**scores, "seconds": round(sum(seconds), 1)}
 
 
 def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
     """Everything that the checkpoint `name` depends on, but for the seed."""
     game = GAMES[name]
     modes = {} if game.law.means is None else {"std": STD, "n_std": N_STD}
+    refitted = {
+        "refitted": REFITTED,
+        "refit": {**REFIT, "steps": refit_steps, "n_data": N_REFIT},
+        "n_proposals": N_PROPOSALS,
+    }
     return {
         **game.settings,
         **modes,
         "losses": [game.d_loss.__name__, game.g_loss.__name__],
         "penalty": PENALTIES[name],
-        "generator": GENERATOR,
+        "generator": game.generator,
         "discriminator": DISCRIMINATOR,
-        "refitted": REFITTED,
-        "refit": {**REFIT, "steps": refit_steps, "n_data": N_REFIT},
+        **(refitted if game.is_refitted else {}),
         "replicates": replicates,
         "n_samples": N_SAMPLES,
         "n_emd": N_EMD,
-        "n_proposals": N_PROPOSALS,
     }
 
 
@@ -176,18 +249,23 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=GAMES, help="one checkpoint (default: all)")
-    parser.add_argument("--refit-steps", type=int, default=6000)
-    parser.add_argument("--replicates", type=int, default=10)
+    parser.add_argument("--refit-steps", type=runs.at_least(1), default=6000)
+    parser.add_argument("--replicates", type=runs.at_least(2), default=10)
     args = runs.parse(parser, argv)
-    if args.refit_steps < 1 or args.replicates < 2:
-        parser.error("--refit-steps must be at least 1 and --replicates at least 2")
+    progress, todo = runs.Progress(), {}
     for name in [args.only] if args.only else GAMES:
-        run = runs.begin("plane_gans", settings_of(name, args.refit_steps, args.replicates), args)
+        settings = settings_of(name, args.refit_steps, args.replicates)
+        run = runs.begin("plane_gans", settings, args, progress)
         if run.is_stored(name, args.out):
             print(f"{name}: kept")
-            continue
-        networks, scores = make(name, args.refit_steps, args.replicates, args.seed)
+            run.remove_parts()
+        else:
+            todo[name] = run
+            run.expect(parts_of(name, args.refit_steps))
+    for name, run in todo.items():
+        networks, scores = make(name, args.refit_steps, args.replicates, args.seed, run)
         checkpoints.save(name, networks, {}, run.card(scores), args.out)
+        run.remove_parts()
 
 
 if __name__ == "__main__":

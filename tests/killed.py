@@ -1,0 +1,161 @@
+"""Run a recipe on tiny settings in a process of its own, kill it, and compare what it made.
+
+Processes are forked from a server that has imported everything once.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+
+import matplotlib
+import torch
+from PIL import Image
+
+from gan_ebm_utils import checkpoints, runs
+
+# Of each recipe: its options, and constants of its module that are smaller in the tests.
+OPTIONS = {
+    "cover": ["--steps", "20"],
+    "mnist_features": ["--epochs", "4"],
+    "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
+    "one_budget": ["gaussians25", "--n", "200"],
+    "plane_ebms": ["--steps", "10", "--replicates", "2"],
+    "plane_gans": ["--refit-steps", "5", "--replicates", "2"],
+}
+
+
+def make_tiny(recipe):
+    """Shrink the constants of a recipe's module."""
+    module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
+    if recipe == "cover":
+        module.N_KERNELS, module.N_SCORED, module.LEAST = 50, 200, 0.0
+    if recipe == "mnist_gan":
+        module.N_FID, module.N_REFIT = 100, 100
+        module.CLASSIFIER["steps"] = module.GENERATOR["width"] = module.DCGAN["width"] = 4
+    if recipe == "one_budget":
+        tiny = {"budgets": (10, 20), "n_choice": 100, "part": 100, "n_emd": 50}
+        module.GAMES["gaussians25"] |= {**tiny, "cells": ((-2.5, 2.5, -2.5, 2.5), 2)}
+        module.MIN_WATCHED, module.N_CHAINS = 20, 3
+        for name in ("isir_gan", "langevin", "dgflow"):
+            del module.SAMPLERS[name]
+        module.DOT_SIZES["gaussians25"] = (0.01, 0.1)
+    if recipe == "plane_ebms":
+        module.LAWS, module.N_CELLS = ("moons",), 100
+    if recipe == "plane_gans":
+        module.N_SAMPLES, module.N_EMD, module.N_PROPOSALS, module.N_REFIT = 50, 20, 3, 200
+        for game in module.GAMES.values():
+            game.settings["n_steps"] = 5
+    return module
+
+
+def _run(recipe, options, folder, data, stop_after):
+    """The whole of a process; it kills itself when `stop_after` parts are stored."""
+    os.environ |= {"GAN_EBM_DATA": str(data), "GAN_EBM_DEVICE": "cpu", "TQDM_DISABLE": "1"}
+    torch.set_num_threads(1)
+    matplotlib.use("agg")
+    sys.stdout = (folder / "log").open("a", buffering=1)
+    module, whole, stored = make_tiny(recipe), runs.store, []
+
+    def store(state, file):
+        whole(state, file)
+        stored.append(file)
+        if len(stored) == stop_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    runs.store = store
+    module.main([*OPTIONS[recipe], *options])
+
+
+def start(recipe, folder, data, seed=0, stop_after=None):
+    """A process that runs `recipe`; what it makes and its state go to `folder`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"gan_ebm_utils.recipes.{name}" for name in OPTIONS])
+    folder.mkdir(exist_ok=True)
+    out = folder / "out" / ("cover.png" if recipe == "cover" else "")
+    options = ["--out", str(out), "--state", str(folder / "state"), "--seed", str(seed)]
+    process = context.Process(target=_run, args=(recipe, options, folder, data, stop_after))
+    process.start()
+    return process
+
+
+def finish(process):
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def made_by(folder):
+    """All that a run wrote, but for dates and seconds: tensors and numbers by name."""
+    found = {}
+    for name in checkpoints.available(folder / "out"):
+        stored = checkpoints.load(name, folder=folder / "out")
+        found |= {f"{name}/{k}": v for k, v in stored.tensors.items()}
+        for part, network in stored.networks.items():
+            found |= {f"{name}/{part}/{k}": v for k, v in network.state_dict().items()}
+        found |= numbers(stored.card, name)
+    for file in (folder / "out").glob("*.png"):
+        picture = Image.open(file)
+        found["picture"] = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        found |= numbers(json.loads(picture.text["Description"]), "facts")
+    return found
+
+
+def numbers(card, name):
+    """The leaves of a card by their path, but for dates and seconds."""
+    if not isinstance(card, dict | list):
+        return {name: card}
+    found = {}
+    for key, value in card.items() if isinstance(card, dict) else enumerate(card):
+        if not str(key).startswith(("seconds", "date")):
+            found |= numbers(value, f"{name}/{key}")
+    return found
+
+
+def differences(one, other):
+    """The names of what two runs made differently, or only one of them."""
+
+    def same(a, b):
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a.nan_to_num(), b.nan_to_num())
+        return a == b
+
+    both = one.keys() & other.keys()
+    return sorted((one.keys() ^ other.keys()) | {k for k in both if not same(one[k], other[k])})
+
+
+def parts_left(folder):
+    """How many parts a run that was cut off has not told of."""
+    told = re.findall(r"part (\d+) of (\d+)", (folder / "log").read_text())
+    return max(0, int(told[-1][1]) - max(int(number) for number, _ in told)) if told else 1
+
+
+def unbroken(recipe, folder, data):
+    """The seconds of a run that nobody kills."""
+    begin = time.perf_counter()
+    finish(start(recipe, folder, data))
+    return time.perf_counter() - begin
+
+
+def killed_twice(recipe, folder, data, seconds, rng):
+    """Kill a run at a random time, a second start after a random part, and let a third one end."""
+    process = None
+    for attempt in range(10):
+        cut = folder.with_name(f"{folder.name}-{attempt}")
+        process = start(recipe, cut, data)
+        process.join(seconds * rng.uniform(0.1, 0.9))
+        process.kill()  # SIGKILL; a run that has already ended is tried again
+        process.join()
+        if process.exitcode == -signal.SIGKILL:
+            break
+    assert process.exitcode == -signal.SIGKILL
+    left = parts_left(cut)
+    if left:
+        process = start(recipe, cut, data, stop_after=rng.randint(1, left))
+        process.join(120)
+        assert process.exitcode in (-signal.SIGKILL, 0)  # 0: one more was stored than was told of
+    finish(start(recipe, cut, data))
+    return cut
