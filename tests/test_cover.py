@@ -20,6 +20,7 @@ def test_the_cover_says_how_it_was_made():
     assert facts["recipe"] == "cover"
     assert facts["seed"] == 0
     assert facts["settings"]["steps"] == 4000
+    assert facts["checkpoint_sha256"] == checkpoints.load("gaussians25_r1").card["sha256"]
     assert facts["generator"]["recovered"] == 25
     # A GAN worth correcting, and an energy that corrects it: within a tenth of a nat of -log p.
     assert 0.6 < facts["generator"]["high_quality"] < 0.95
