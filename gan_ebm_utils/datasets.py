@@ -37,6 +37,7 @@ from gan_ebm_utils.base import (
     randn,
     whole_file,
 )
+from gan_ebm_utils.energies import NegativeEnergy
 
 # The official files: MNIST from PyTorch's mirror, CIFAR-10 from its author.
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -50,6 +51,8 @@ SHA256 = {
     "cifar-10-binary": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 }
 
+# The images and labels of both splits, by the names that they have in a prepared archive.
+Arrays = dict[str, np.ndarray]
 # Points times quadrature nodes held in memory at once (16 MB in float32).
 _CHUNK = 2**22
 
@@ -67,10 +70,8 @@ def _arange(n: int) -> Tensor:
 
 
 def _check_points(x: Tensor, dim: int) -> None:
-    if x.ndim < 1 or x.shape[-1] != dim:
-        raise ValueError(f"log_prob takes points (..., {dim}), got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"log_prob takes points of a floating type, got {x.dtype}; give x.float()")
+    if x.shape[-1:] != (dim,) or not x.is_floating_point():
+        raise ValueError(f"log_prob takes floats (..., {dim}), got {x.dtype} {tuple(x.shape)}")
 
 
 def _mixture_log_prob(centres: Tensor, weights: Tensor, std: float) -> Callable[[Tensor], Tensor]:
@@ -306,15 +307,6 @@ class _Bend(nn.Module):
         return -(first**2 + second**2) / 2 - math.log(2 * math.pi) - stretch
 
 
-class _LogRatio(nn.Module):
-    def __init__(self, p: Callable[[Tensor], Tensor], q: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.p, self.q = p, q
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.p(x) - self.q(x)
-
-
 @torch.inference_mode(False)  # whose constants admit no derivatives of the ratio
 def exact_gan() -> ExactGan:
     """A generator that can be inverted and the exact logit: the ground truth of samplers.
@@ -336,7 +328,7 @@ def exact_gan() -> ExactGan:
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         return bend(randn(*_shape(size), 2, generator=generator))
 
-    ratio = _LogRatio(data.log_prob, bend.log_prob)
+    ratio = NegativeEnergy(lambda x: bend.log_prob(x) - data.log_prob(x))
     # The best point of a grid, then uphill from there.
     axis = torch.linspace(-2.5, 2.5, 201, dtype=torch.float64, device="cpu")
     x = torch.cartesian_prod(axis, axis)
@@ -425,7 +417,7 @@ def mnist(split: str = "train") -> Images:
     Raises ValueError for an unknown split, RuntimeError for a damaged archive, a failed download or
     a folder that cannot be written.
     """
-    return _load("mnist", split, (28, 28), _official_mnist)
+    return _load("mnist", split, (28, 28), MNIST_URL, _official_mnist)
 
 
 def cifar10(split: str = "train") -> Images:
@@ -434,11 +426,11 @@ def cifar10(split: str = "train") -> Images:
     Read from `cifar10.npz`, downloaded and checked as `mnist` does it; images are (n, 32, 32, 3) in
     the archive.
     """
-    return _load("cifar10", split, (32, 32, 3), _official_cifar10)
+    return _load("cifar10", split, (32, 32, 3), CIFAR10_URL, _official_cifar10)
 
 
 def _load(
-    name: str, split: str, event: tuple[int, ...], official: Callable[[Path], dict[str, np.ndarray]]
+    name: str, split: str, event: tuple[int, ...], url: str, official: Callable[[Path], Arrays]
 ) -> Images:
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
@@ -448,10 +440,10 @@ def _load(
         if not path.exists():
             with whole_file(path) as file:
                 np.savez(file, **official(file.parent))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a disk, the network, an HTTP status; a wrong checksum
         raise RuntimeError(
-            f"{path} cannot be made: {error}. Set GAN_EBM_DATA to such a folder, or to the one "
-            f"that holds {path.name}."
+            f"{path} cannot be made from {url}: {error}. Set GAN_EBM_DATA to a folder that holds "
+            f"{path.name} or can be written, or try again later."
         ) from error
     try:
         with np.load(path) as archive:
@@ -463,8 +455,7 @@ def _load(
     # A flipped bit can raise a dozen kinds of error, from zipfile's to the tokenizer's.
     except Exception as error:
         raise RuntimeError(
-            f"{path} is damaged or is not a prepared {name}: {error}. Delete it to have the "
-            "official files downloaded again, or put a whole copy in its place."
+            f"{path} is damaged or is no {name}: {error}. Delete it to have it downloaded again."
         ) from error
     return _to_images(images, labels, top=255)
 
@@ -480,16 +471,10 @@ def _pooch() -> ModuleType:
 def _download(url: str, part: Path) -> Path:
     file = url.rpartition("/")[2]
     known_hash = SHA256[file.partition(".")[0]]
-    try:
-        return Path(_pooch().retrieve(url, known_hash, path=part, fname=file))
-    except (OSError, ValueError) as error:  # no network, an HTTP status; a wrong checksum
-        raise RuntimeError(
-            f"could not download {url}: {error}. Try again later, or put the prepared archive in "
-            f"{part.parent}, or set GAN_EBM_DATA to the folder that holds it."
-        ) from error
+    return Path(_pooch().retrieve(url, known_hash, path=part, fname=file))
 
 
-def _official_mnist(part: Path) -> dict[str, np.ndarray]:
+def _official_mnist(part: Path) -> Arrays:
     def idx(file: str) -> np.ndarray:
         # IDX: two zero bytes, the type (8 = uint8), the number of axes, their sizes, the values.
         raw = gzip.decompress(_download(MNIST_URL + file, part).read_bytes())
@@ -503,7 +488,7 @@ def _official_mnist(part: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _official_cifar10(part: Path) -> dict[str, np.ndarray]:
+def _official_cifar10(part: Path) -> Arrays:
     # Records of 3073 bytes: the label, then the red, the green and the blue plane, row by row.
     batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
     arrays = {}
