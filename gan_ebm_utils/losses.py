@@ -154,10 +154,9 @@ def gradient_penalty(
     _check("R n ...", real=real, fake=fake)
     if real.shape != fake.shape:
         raise ValueError(
-            f"real and fake must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
+            f"real and fake must have one shape, got {tuple(real.shape)}, {tuple(fake.shape)}"
         )
-    share = rand(*real.shape[:2], generator=generator).to(real.dtype)
-    share = share.reshape(*share.shape, *[1] * (real.ndim - 2))
+    share = rand(*real.shape[:2], *[1] * (real.ndim - 2), generator=generator).to(real.dtype)
     # Not the root of a square: its derivative is infinite where the gradient is 0.
     norm = _gradient(critic, share * real + (1 - share) * fake).norm(dim=2)
     return ((norm - 1) ** 2).mean(dim=1)
