@@ -359,8 +359,9 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
     values, n_halves = of_draws(array_stats.ess), 2 * shape[1]
     seems_fine = values >= 50 * n_halves
     if not seems_fine.all():
-        least = f"an effective sample size of {float(values.min()):.0f} for {n_halves} half chains"
-        warnings.warn(f"{least}: they are too short to tell, or stuck", stacklevel=3)
+        low = f"the effective sample size {float(values.min()):.0f} is below 50 for each"
+        fault = f"{low} of the {n_halves} half chains: they are too short to tell, or stuck"
+        warnings.warn(fault, stacklevel=3)
     if name == "rhat":
         values = of_draws(array_stats.rhat)
         seems_fine = values < 1.1

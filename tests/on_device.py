@@ -450,7 +450,7 @@ NO_TENSORS = {
     "runs.at_least",
     "runs.key_of",
     "runs.Progress",
-    "runs.begin",
+    "runs.Run",
     "runs.mnist_source",
     "plotting.set_style",
     # These read files into tensors on the CPU.

@@ -99,7 +99,7 @@ def test_all_recipes_are_here():
 
 def begin(folder, settings=None, seed=0, recipe="r", parts=(), **read_from):
     args = argparse.Namespace(seed=seed, state=folder)
-    run = runs.begin(recipe, settings or {}, args, runs.Progress(), **read_from)
+    run = runs.Run(recipe, settings or {}, args, runs.Progress(), **read_from)
     run.expect(dict(parts))
     return run
 

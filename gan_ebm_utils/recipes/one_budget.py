@@ -616,7 +616,7 @@ def main(argv: list[str] | None = None) -> None:
         judge = plane_judge(args.name, n, replicates, args.seed)
     bench, uses = Bench(args.name, gans, judge, n, args.seed), uses_of(game)
     settings = settings_of(args.name, n) | {"gans_sha256": gans.card["sha256"]}
-    whole = runs.begin("one_budget", settings, args, runs.Progress(), **read_from)
+    whole = runs.Run("one_budget", settings, args, runs.Progress(), **read_from)
     whole.known.update(known_parts(checkpoint, args.out))
     whole.expect({REAL: n, DRAWS: n})
     for use in uses:

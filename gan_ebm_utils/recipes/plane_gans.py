@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     progress, todo = runs.Progress(), {}
     for name in [args.only] if args.only else GAMES:
         settings = settings_of(name, args.refit_steps, args.replicates)
-        run = runs.begin("plane_gans", settings, args, progress)
+        run = runs.Run("plane_gans", settings, args, progress)
         if run.is_stored(name, args.out):
             print(f"{name}: kept")
             run.remove_parts()
