@@ -5,8 +5,6 @@ closed form or a quadrature, returns its logarithm, so that what a network learn
 with the truth. Image sets are `Images`, scaled to [-1, 1].
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import math

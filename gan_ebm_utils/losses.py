@@ -5,8 +5,6 @@ returns (R,): the mean is over the batch axis only, so the sum over replicates t
 on its own. The symbols: D = sigmoid(d), sp(t) = softplus(t) = log(1 + e^t).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

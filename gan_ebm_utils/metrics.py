@@ -4,8 +4,6 @@ Samples come as (R, n, d) and scores as (R,) tensors in float64, on the CPU. A s
 sample has a floor, what a perfect model scores; `emd_floor` computes the one of `emd`.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable
@@ -232,15 +230,12 @@ def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> T
     fine, n = 20, x.shape[1]  # points of the midpoint rule along each side of a cell
     _, area, log_p = _grid_of_truth(truth, box, n_cells * fine)
     p = (log_p.exp() * area).reshape(n_cells, fine, n_cells, fine).sum(dim=(1, 3)).flatten()
-    low, high = x.new_tensor(box[::2]), x.new_tensor(box[1::2])
-    column, row = ((x - low) / (high - low) * n_cells).floor().long().unbind(dim=2)
-    inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
-    cell = torch.where(inside, column * n_cells + row, n_cells**2)
     own = n * p >= 10
     if (k := int(own.sum())) < 2:
         raise ValueError(f"only {k} cells expect 10 of the {n} samples; give more, or fewer cells")
     expected = torch.cat([n * p[own], (n * (1 - p[own].sum())).clamp(min=1e-3)[None]])
-    seen = torch.stack([row.bincount(minlength=n_cells**2 + 1)[:-1][own] for row in cell])
+    hists = [torch.histogramdd(each, [n_cells, n_cells], range=box).hist for each in x]
+    seen = torch.stack([hist.flatten()[own] for hist in hists])
     seen = torch.cat([seen, n - seen.sum(dim=1, keepdim=True)], dim=1)
     statistic = ((seen - expected) ** 2 / expected).sum(dim=1)
     spread = 2 / (9 * k)

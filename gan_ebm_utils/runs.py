@@ -1,7 +1,5 @@
 """What recipes share: their options, the card of a run, and parts of it that outlive a crash."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import hashlib

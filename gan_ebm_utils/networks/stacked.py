@@ -4,8 +4,6 @@ They map (R, n, d) to (R, n, out), or to (R, n) where each is a scalar function 
 an energy.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -100,11 +98,14 @@ class SpectralNorm(nn.Module):
         self.register_buffer("left", left[:, :, :1].clone())  # (R, in, 1)
         self.register_buffer("right", right.mT[:, :, :1].clone())  # (R, out, 1)
 
+    @torch.no_grad()
+    def _power_step(self, weight: Tensor) -> None:
+        self.right = F.normalize(weight.mT @ self.left, dim=1)
+        self.left = F.normalize(weight @ self.right, dim=1)
+
     def forward(self, weight: Tensor) -> Tensor:
         if self.training:
-            with torch.no_grad():
-                self.right = F.normalize(weight.mT @ self.left, dim=1)
-                self.left = F.normalize(weight @ self.right, dim=1)
+            self._power_step(weight)
         return weight / (self.left.mT @ weight @ self.right)
 
 
