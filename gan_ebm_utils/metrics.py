@@ -234,7 +234,7 @@ def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> T
     if (k := int(own.sum())) < 2:
         raise ValueError(f"only {k} cells expect 10 of the {n} samples; give more, or fewer cells")
     expected = torch.cat([n * p[own], (n * (1 - p[own].sum())).clamp(min=1e-3)[None]])
-    hists = [torch.histogramdd(each, [n_cells, n_cells], range=box).hist for each in x]
+    hists = [torch.histogramdd(each, [n_cells] * 2, range=tuple(box)).hist for each in x]
     seen = torch.stack([hist.flatten()[own] for hist in hists])
     seen = torch.cat([seen, n - seen.sum(dim=1, keepdim=True)], dim=1)
     statistic = ((seen - expected) ** 2 / expected).sum(dim=1)

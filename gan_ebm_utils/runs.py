@@ -148,8 +148,7 @@ class Run:
 
     `given` holds the recipe's name, all settings that matter, the seed, and what `read_from` says
     of the data. A part is kept under the key of what it depends on, by default all of `given`, so
-    that any difference makes it another part. `known` are parts that need no making, each with its
-    key, and `keys` those of the parts so far.
+    that any difference makes it another part. `keys` are those of the parts so far.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -169,7 +168,6 @@ class Run:
         # Tuples become lists, as on a card that is read.
         self.given: dict[str, Any] = json.loads(json.dumps(given))
         self.folder, self.progress = args.state / recipe, progress
-        self.known: dict[str, tuple[str, Any]] = {}
         self.keys: dict[str, str] = {}
 
     def expect(self, parts: dict[str, float]) -> None:
@@ -195,7 +193,7 @@ class Run:
         """
         key = key_of(self.given if given is None else given)
         self.keys[name], file = key, self._file(name, key)
-        found = self._found(name, key) or {"made": None, "seconds": []}
+        found = self.found(name, key) or {"made": None, "seconds": []}
         for done, step in enumerate(steps):
             seconds = None
             if done >= len(found["seconds"]):
@@ -206,11 +204,6 @@ class Run:
                 found = read(file)  # as a later start will have it
             self.progress.finished(step, seconds)
         return found["made"], sum(found["seconds"])
-
-    def made(self, name: str, given: dict[str, Any]) -> Any:
-        """What `once` would return at once; None if it would have to make it."""
-        found = self._found(name, key_of(given))
-        return found and found["made"]
 
     def card(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """The card of the finished checkpoint."""
@@ -223,14 +216,6 @@ class Run:
             "threads": torch.get_num_threads(),
         }
 
-    def is_stored(self, name: str, folder: Path | None) -> bool:
-        """Whether `folder` holds the whole checkpoint `name`, made by a run with the same card."""
-        try:
-            card = checkpoints.load(name, folder=folder).card
-        except (ValueError, RuntimeError):  # there is none, or it is damaged
-            return False
-        return all(card.get(key) == value for key, value in self.given.items())
-
     def remove_parts(self) -> None:
         """Remove the finished parts of this run, once the checkpoint is written."""
         whole = self.folder.glob(f"*-{key_of(self.given)}.pt")  # made by an earlier start, too
@@ -239,9 +224,8 @@ class Run:
         with contextlib.suppress(OSError):  # it was never made, or holds parts of other runs
             self.folder.rmdir()
 
-    def _found(self, name: str, key: str) -> dict[str, Any] | None:
-        if name in self.known and self.known[name][0] == key:
-            return {"made": self.known[name][1], "seconds": [0.0]}
+    def found(self, name: str, key: str) -> dict[str, Any] | None:
+        """The part `name` as it is stored under `key`, {"made": ..., "seconds": [...]}, or None."""
         return read(self._file(name, key))
 
     def _file(self, name: str, key: str) -> Path:

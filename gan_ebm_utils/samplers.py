@@ -230,7 +230,12 @@ def rejection_sample(
 
 
 class LogPartition(NamedTuple):
-    """An estimate of log Z in nats and its standard error, both (R,)."""
+    """An estimate of log Z in nats and its standard error, both (R,).
+
+    >>> found = LogPartition(torch.tensor([1.5]), torch.tensor([0.25]))
+    >>> found.value - 2 * found.standard_error  # the lower end of an interval of about 95 %
+    tensor([1.])
+    """
 
     value: Tensor
     standard_error: Tensor
