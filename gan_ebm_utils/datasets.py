@@ -330,8 +330,7 @@ def exact_gan() -> ExactGan:
     # The best point of a grid, then uphill from there.
     axis = torch.linspace(-2.5, 2.5, 201, dtype=torch.float64, device="cpu")
     x = torch.cartesian_prod(axis, axis)
-    best = x[ratio(x).argmax()].numpy()
-    found = minimize(lambda x: -float(ratio(torch.from_numpy(x))), best)
+    found = minimize(lambda x: -float(ratio(torch.from_numpy(x))), x[ratio(x).argmax()].numpy())
     gan = Gan(bend, ratio, 2)
     return ExactGan(gan, data, Distribution(sample, bend.log_prob, None), -float(found.fun))
 

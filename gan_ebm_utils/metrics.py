@@ -228,7 +228,8 @@ def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> T
     check_count(n_cells=n_cells)
     (x,) = _checked(x=(x, "R n 2"))
     fine, n = 20, x.shape[1]  # points of the midpoint rule along each side of a cell
-    _, area, log_p = _grid_of_truth(truth, box, n_cells * fine)
+    points, area = _grid(box, n_cells * fine)
+    log_p = _log_p(truth, points, area)
     p = (log_p.exp() * area).reshape(n_cells, fine, n_cells, fine).sum(dim=(1, 3)).flatten()
     own = n * p >= 10
     if (k := int(own.sum())) < 2:
@@ -276,7 +277,8 @@ def kl_to_truth(
     >>> print(f"{float(kl):.4f}")  # log 4 - 3/4
     0.6363
     """
-    points, cell, log_p = _grid_of_truth(truth, box, n, least=0.999)
+    points, cell = _grid(box, n)
+    log_p = _log_p(truth, points, cell, least=0.999)
     values, p = _on_grid(energy, points, replicates), log_p.softmax(dim=0)
     log_z = torch.logsumexp(-values, dim=1) + math.log(cell)
     # Where p is 0 nothing is added, even if an energy is infinite there.
@@ -379,18 +381,15 @@ def _grid(box: Box, n: int) -> tuple[Tensor, float]:
     return torch.cartesian_prod(left + dx * centres, bottom + dy * centres), dx * dy
 
 
-def _grid_of_truth(
-    truth: Distribution, box: Box, n: int, least: float = 0.0
-) -> tuple[Tensor, float, Tensor]:
-    """`_grid` and log p at its points; on it the truth has a mass from `least` to 1."""
+def _log_p(truth: Distribution, points: Tensor, cell: float, least: float = 0.0) -> Tensor:
+    """log p at the points of a `_grid`, on which the truth has a mass from `least` to 1."""
     if truth.log_prob is None:
         raise ValueError("truth has no log_prob: give a law whose density is known")
-    points, cell = _grid(box, n)
     log_p = truth.log_prob(points).double()
     mass = float(log_p.exp().sum() * cell)
     if not least <= mass <= 1.001:
         raise ValueError(f"the truth has mass {mass:.4f}; give more cells, or a box that holds it")
-    return points, cell, log_p
+    return log_p
 
 
 @torch.no_grad()

@@ -136,8 +136,7 @@ class Progress:
             self.parts[part] = 0
             return
         size = sum(self.parts[name] for name in self.seconds)  # 0, if a part is made again
-        others = sum(self.parts.values()) - size
-        left = sum(self.seconds.values()) / size * others if size else 0
+        left = sum(self.seconds.values()) * (sum(self.parts.values()) / size - 1) if size else 0
         time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
         count = f"part {len(self.seconds)} of {len(self.parts)}: {part}, {seconds:.0f} s"
         print(f"{count}; about {time_left} left" if left else count, flush=True)

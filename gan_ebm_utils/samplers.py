@@ -327,10 +327,8 @@ def run_chain(
         raise FloatingPointError(f"step {step}: {error}") from error
     # A step or two may be refused by chance, and training makes many such short runs.
     if n_steps >= 10 and torch.equal(state.position, start.position):
-        warnings.warn(
-            f"all chains stand where they began, after {n_steps} steps: lower the step size",
-            stacklevel=2,
-        )
+        found = f"all chains stand where they began, after {n_steps} steps"
+        warnings.warn(f"{found}: lower the step size", stacklevel=2)
     return Chain(positions, energies, rate / n_steps, moved / n_steps)
 
 
