@@ -426,9 +426,8 @@ def cifar10(split: str = "train") -> Images:
     return _load("cifar10", split, (32, 32, 3), CIFAR10_URL, _official_cifar10)
 
 
-def _load(
-    name: str, split: str, event: tuple[int, ...], url: str, official: Callable[[Path], Arrays]
-) -> Images:
+def _load(name: str, split: str, event: tuple, url: str, official: Callable) -> Images:
+    """The images of `split` in the archive `name`, which `official` makes from files at `url`."""
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
     folder = environment_path("GAN_EBM_DATA") or Path(_pooch().os_cache("gan_ebm_utils"))

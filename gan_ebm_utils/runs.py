@@ -175,9 +175,7 @@ class Run:
         there = {name for name in parts if self._file(name, key).exists()}
         self.progress.parts |= {name: 0 if name in there else parts[name] for name in parts}
 
-    def once(
-        self, name: str, make: Callable[[], Any], given: dict | None = None
-    ) -> tuple[Any, float]:
+    def once(self, name: str, make: Callable, given: dict | None = None) -> tuple[Any, float]:
         """What `make` returns and the seconds it took, or what an earlier start has stored."""
         return self.in_steps(name, [name], lambda _: make(), given)
 

@@ -185,7 +185,8 @@ def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
         weights = (-energies).softmax(dim=axis).nan_to_num(1.0)
         chosen = torch.multinomial(weights.flatten(0, -2), 1, generator=generator)
         chosen = chosen.view_as(weights[..., :1])
-        position = positions.take_along_dim(_wide(chosen, positions), axis).squeeze(axis)
+        index = _wide(chosen, positions).expand_as(state.position.unsqueeze(axis))
+        position = positions.gather(axis, index).squeeze(axis)
         energy = energies.gather(axis, chosen).squeeze(axis)
         return State(position, energy, None), Info(1 - weights[..., 0], chosen.squeeze(axis) > 0)
 
