@@ -48,8 +48,6 @@ SHA256 = {
     "cifar-10-binary": "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
 }
 
-# The images and labels of both splits, by the names that they have in a prepared archive.
-Arrays = dict[str, np.ndarray]
 # Points times quadrature nodes held in memory at once (16 MB in float32).
 _CHUNK = 2**22
 
@@ -470,7 +468,7 @@ def _download(url: str, part: Path) -> Path:
     return Path(_pooch().retrieve(url, known_hash, path=part, fname=file))
 
 
-def _official_mnist(part: Path) -> Arrays:
+def _official_mnist(part: Path) -> dict[str, np.ndarray]:
     def idx(file: str) -> np.ndarray:
         # IDX: two zero bytes, the type (8 = uint8), the number of axes, their sizes, the values.
         raw = gzip.decompress(_download(MNIST_URL + file, part).read_bytes())
@@ -484,7 +482,7 @@ def _official_mnist(part: Path) -> Arrays:
     }
 
 
-def _official_cifar10(part: Path) -> Arrays:
+def _official_cifar10(part: Path) -> dict[str, np.ndarray]:
     # Records of 3073 bytes: the label, then the red, the green and the blue plane, row by row.
     batches = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
     arrays = {}

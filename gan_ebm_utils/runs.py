@@ -85,9 +85,8 @@ def store(state: Any, file: Path) -> None:
     torch.save(state, raw)
     # What cannot be read again is refused before it is stored.
     torch.load(io.BytesIO(raw.getvalue()), weights_only=True)
-    sha256 = hashlib.sha256(raw.getvalue()).digest()
     with whole_file(file) as part:
-        part.write_bytes(sha256 + raw.getvalue())
+        part.write_bytes(hashlib.sha256(raw.getvalue()).digest() + raw.getvalue())
 
 
 def read(file: Path) -> Any:
