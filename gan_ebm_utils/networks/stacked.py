@@ -178,6 +178,9 @@ class Confined(nn.Module):
         check_positive(scale=scale)
         self.function, self.scale = function, scale
 
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x) + x.square().flatten(2).sum(dim=2) / (2 * self.scale**2)
 
@@ -213,6 +216,9 @@ class NoisyGenerator(nn.Module):
         check_count(latent_dim=latent_dim)
         check_positive(std=std)
         self.generator, self.latent_dim, self.std = generator, latent_dim, std
+
+    def extra_repr(self) -> str:
+        return f"latent_dim={self.latent_dim}, std={self.std}"
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.generator(z[..., : self.latent_dim])
