@@ -5,8 +5,6 @@ closed form or a quadrature, returns its logarithm, so that what a network learn
 with the truth. Image sets are `Images`, scaled to [-1, 1].
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import math
@@ -67,10 +65,8 @@ def _arange(n: int) -> Tensor:
 
 
 def _check_points(x: Tensor, dim: int) -> None:
-    if x.ndim < 1 or x.shape[-1] != dim:
-        raise ValueError(f"log_prob takes points (..., {dim}), got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"log_prob takes points of a floating type, got {x.dtype}; give x.float()")
+    if x.shape[-1:] != (dim,) or not x.is_floating_point():
+        raise ValueError(f"log_prob takes floats (..., {dim}), got {x.dtype} {tuple(x.shape)}")
 
 
 def _mixture_log_prob(centres: Tensor, weights: Tensor, std: float) -> Callable[[Tensor], Tensor]:
@@ -306,15 +302,6 @@ class _Bend(nn.Module):
         return -(first**2 + second**2) / 2 - math.log(2 * math.pi) - stretch
 
 
-class _LogRatio(nn.Module):
-    def __init__(self, p: Callable[[Tensor], Tensor], q: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.p, self.q = p, q
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.p(x) - self.q(x)
-
-
 @torch.inference_mode(False)  # whose constants admit no derivatives of the ratio
 def exact_gan() -> ExactGan:
     """A generator that can be inverted and the exact logit: the ground truth of samplers.
@@ -336,12 +323,12 @@ def exact_gan() -> ExactGan:
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         return bend(randn(*_shape(size), 2, generator=generator))
 
-    ratio = _LogRatio(data.log_prob, bend.log_prob)
+    ratio = nn.Module()  # a network without weights, which calls this
+    ratio.forward = lambda x: data.log_prob(x) - bend.log_prob(x)
     # The best point of a grid, then uphill from there.
     axis = torch.linspace(-2.5, 2.5, 201, dtype=torch.float64, device="cpu")
     x = torch.cartesian_prod(axis, axis)
-    best = x[ratio(x).argmax()].numpy()
-    found = minimize(lambda x: -float(ratio(torch.from_numpy(x))), best)
+    found = minimize(lambda x: -float(ratio(torch.from_numpy(x))), x[ratio(x).argmax()].numpy())
     gan = Gan(bend, ratio, 2)
     return ExactGan(gan, data, Distribution(sample, bend.log_prob, None), -float(found.fun))
 
@@ -425,7 +412,7 @@ def mnist(split: str = "train") -> Images:
     Raises ValueError for an unknown split, RuntimeError for a damaged archive, a failed download or
     a folder that cannot be written.
     """
-    return _load("mnist", split, (28, 28), _official_mnist)
+    return _load("mnist", split, (28, 28), MNIST_URL, _official_mnist)
 
 
 def cifar10(split: str = "train") -> Images:
@@ -434,12 +421,11 @@ def cifar10(split: str = "train") -> Images:
     Read from `cifar10.npz`, downloaded and checked as `mnist` does it; images are (n, 32, 32, 3) in
     the archive.
     """
-    return _load("cifar10", split, (32, 32, 3), _official_cifar10)
+    return _load("cifar10", split, (32, 32, 3), CIFAR10_URL, _official_cifar10)
 
 
-def _load(
-    name: str, split: str, event: tuple[int, ...], official: Callable[[Path], dict[str, np.ndarray]]
-) -> Images:
+def _load(name: str, split: str, event: tuple, url: str, official: Callable) -> Images:
+    """The images of `split` in the archive `name`, which `official` makes from files at `url`."""
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
     folder = environment_path("GAN_EBM_DATA") or Path(_pooch().os_cache("gan_ebm_utils"))
@@ -448,10 +434,10 @@ def _load(
         if not path.exists():
             with whole_file(path) as file:
                 np.savez(file, **official(file.parent))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a disk, the network, an HTTP status; a wrong checksum
         raise RuntimeError(
-            f"{path} cannot be made: {error}. Set GAN_EBM_DATA to such a folder, or to the one "
-            f"that holds {path.name}."
+            f"{path} cannot be made from {url}: {error}. Set GAN_EBM_DATA to a folder that holds "
+            f"{path.name} or can be written, or try again later."
         ) from error
     try:
         with np.load(path) as archive:
@@ -463,8 +449,7 @@ def _load(
     # A flipped bit can raise a dozen kinds of error, from zipfile's to the tokenizer's.
     except Exception as error:
         raise RuntimeError(
-            f"{path} is damaged or is not a prepared {name}: {error}. Delete it to have the "
-            "official files downloaded again, or put a whole copy in its place."
+            f"{path} is damaged or is no {name}: {error}. Delete it to have it downloaded again."
         ) from error
     return _to_images(images, labels, top=255)
 
@@ -480,13 +465,7 @@ def _pooch() -> ModuleType:
 def _download(url: str, part: Path) -> Path:
     file = url.rpartition("/")[2]
     known_hash = SHA256[file.partition(".")[0]]
-    try:
-        return Path(_pooch().retrieve(url, known_hash, path=part, fname=file))
-    except (OSError, ValueError) as error:  # no network, an HTTP status; a wrong checksum
-        raise RuntimeError(
-            f"could not download {url}: {error}. Try again later, or put the prepared archive in "
-            f"{part.parent}, or set GAN_EBM_DATA to the folder that holds it."
-        ) from error
+    return Path(_pooch().retrieve(url, known_hash, path=part, fname=file))
 
 
 def _official_mnist(part: Path) -> dict[str, np.ndarray]:

@@ -5,8 +5,6 @@ returns (R,): the mean is over the batch axis only, so the sum over replicates t
 on its own. The symbols: D = sigmoid(d), sp(t) = softplus(t) = log(1 + e^t).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -152,12 +150,8 @@ def gradient_penalty(
     tensor([1.])
     """
     _check("R n ...", real=real, fake=fake)
-    if real.shape != fake.shape:
-        raise ValueError(
-            f"real and fake must have one shape, got {tuple(real.shape)} and {tuple(fake.shape)}"
-        )
-    share = rand(*real.shape[:2], generator=generator).to(real.dtype)
-    share = share.reshape(*share.shape, *[1] * (real.ndim - 2))
+    check_shape(fake=(fake, " ".join(map(str, real.shape))))  # x lies between two of them
+    share = rand(*real.shape[:2], *[1] * (real.ndim - 2), generator=generator).to(real.dtype)
     # Not the root of a square: its derivative is infinite where the gradient is 0.
     norm = _gradient(critic, share * real + (1 - share) * fake).norm(dim=2)
     return ((norm - 1) ** 2).mean(dim=1)
@@ -188,6 +182,5 @@ def _check(axes: str, **batches: Tensor) -> None:
     check_shape(**{name: (x, axes.replace("n", f"n_{name}")) for name, x in batches.items()})
     for name, x in batches.items():
         if not x.numel() or not x.is_floating_point():
-            raise ValueError(
-                f"{name} must be of a floating type and not empty, got {x.dtype} {tuple(x.shape)}"
-            )
+            found = f"{x.dtype} {tuple(x.shape)}"
+            raise ValueError(f"{name} must be of a floating type and not empty, got {found}")

@@ -4,8 +4,6 @@ Samples come as (R, n, d) and scores as (R,) tensors in float64, on the CPU. A s
 sample has a floor, what a perfect model scores; `emd_floor` computes the one of `emd`.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable
@@ -77,10 +75,8 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
     >>> emd(torch.zeros(1, 3, 2), torch.ones(1, 3, 2))  # sqrt(2)
     tensor([1.4142], dtype=torch.float64)
     """
-    check_samples(x=x, y=y)
-    check_shape(x=(x, "R n d"), y=(y, "R n d"))
     costs = []
-    for a, b in zip(_in_float64(x), _in_float64(y), strict=True):
+    for a, b in zip(*_checked(x=(x, "R n d"), y=(y, "R n d")), strict=True):
         cost = torch.cat(list(distances(a, b)))
         # In units of the largest: the solver takes costs below 1e-11 or so for 0.
         unit = float(cost.max()) or 1.0
@@ -138,23 +134,20 @@ def mode_report(x: Tensor, means: Tensor, std: float, n_std: float = 4.0) -> Mod
     (1.0, 0.667)
     """
     check_positive(std=std, n_std=n_std)
-    check_samples(x=x, means=means)
-    check_shape(x=(x, "R n d"), means=(means, "modes d"))
-    x, means, n_modes = _in_float64(x), _in_float64(means), len(means)
+    x, means = _checked(x=(x, "R n d"), means=(means, "modes d"))
     rows = zip(*(part.min(dim=1) for part in distances(x.flatten(0, 1), means)), strict=True)
     distance, nearest = (torch.cat(parts).reshape(x.shape[:2]) for parts in rows)
     inlier = distance < n_std * std
-    counts = distance.new_zeros(len(x), n_modes)
-    counts.scatter_add_(1, nearest, inlier.double())
+    counts = distance.new_zeros(len(x), len(means)).scatter_add_(1, nearest, inlier.double())
     n_inliers = counts.sum(dim=1)
     shares = counts / n_inliers.clamp(min=1)[:, None]
-    uniform = torch.full_like(shares, 1 / n_modes)
+    uniform = torch.full_like(shares, 1 / len(means))
     found = n_inliers > 0
     jsd = (_kl(shares, (shares + uniform) / 2) + _kl(uniform, (shares + uniform) / 2)) / 2
     squares = torch.where(inlier, distance**2, 0).sum(dim=1)
     return ModeReport(
         recovered=(counts > 0).sum(dim=1).double(),
-        min_share=shares.min(dim=1).values * n_modes,
+        min_share=shares.min(dim=1).values * len(means),
         high_quality=n_inliers / x.shape[1],
         inlier_std=(squares / (n_inliers * x.shape[2])).sqrt(),
         jsd=torch.where(found, jsd, math.log(2)),
@@ -181,9 +174,7 @@ def calibration(real: Tensor, fake: Tensor, n_bins: int = 15) -> Calibration:
     tensor([[0., 1.]], dtype=torch.float64)
     """
     check_count(n_bins=n_bins)
-    check_samples(real=real, fake=fake)
-    check_shape(real=(real, "R n"), fake=(fake, "R n"))
-    d = _in_float64(torch.cat([real, fake], dim=1)).sigmoid()
+    d = torch.cat(_checked(real=(real, "R n"), fake=(fake, "R n")), dim=1).sigmoid()
     is_real = (torch.arange(d.shape[1], device="cpu") < real.shape[1]).to(d).expand_as(d)
     which = (d * n_bins).long().clamp(max=n_bins - 1)
 
@@ -205,8 +196,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     >>> energy_distance(torch.zeros(1, 3, 1), torch.ones(1, 2, 1))  # two points
     tensor([2.], dtype=torch.float64)
     """
-    check_samples(x=x, y=y)
-    check_shape(x=(x, "R n d"), y=(y, "R m d"))
+    x, y = _checked(x=(x, "R n d"), y=(y, "R m d"))
     if min(x.shape[1], y.shape[1]) < 2:
         raise ValueError(f"give at least 2 points each, got {tuple(x.shape)}, {tuple(y.shape)}")
 
@@ -214,7 +204,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
         n_pairs = len(a) * (len(b) - (a is b))
         return sum(part.sum() for part in distances(a, b)) / n_pairs
 
-    pairs = zip(_in_float64(x), _in_float64(y), strict=True)
+    pairs = zip(x, y, strict=True)
     return torch.stack([2 * mean(a, b) - mean(a, a) - mean(b, b) for a, b in pairs])
 
 
@@ -236,26 +226,17 @@ def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> T
     (True, True)
     """
     check_count(n_cells=n_cells)
-    check_samples(x=x)
-    check_shape(x=(x, "R n 2"))
-    fine = 20  # points of the midpoint rule along each side of a cell
-    _, area, log_p = _grid_of_truth(truth, box, n_cells * fine)
-    p = log_p.exp() * area
-    p = p.reshape(n_cells, fine, n_cells, fine).sum(dim=(1, 3)).flatten()
-    x, n = _in_float64(x), x.shape[1]
-    low, high = x.new_tensor(box[::2]), x.new_tensor(box[1::2])
-    column, row = ((x - low) / (high - low) * n_cells).floor().long().unbind(dim=2)
-    inside = (column >= 0) & (column < n_cells) & (row >= 0) & (row < n_cells)
-    cell = torch.where(inside, column * n_cells + row, n_cells**2)
-    count = torch.stack([cells.bincount(minlength=n_cells**2 + 1) for cells in cell])
+    (x,) = _checked(x=(x, "R n 2"))
+    fine, n = 20, x.shape[1]  # points of the midpoint rule along each side of a cell
+    points, area = _grid(box, n_cells * fine)
+    log_p = _log_p(truth, points, area)
+    p = (log_p.exp() * area).reshape(n_cells, fine, n_cells, fine).sum(dim=(1, 3)).flatten()
     own = n * p >= 10
     if (k := int(own.sum())) < 2:
-        raise ValueError(
-            f"only {k} cells expect 10 of the {n} samples or more; give more samples, fewer cells, "
-            "or a box around the data"
-        )
+        raise ValueError(f"only {k} cells expect 10 of the {n} samples; give more, or fewer cells")
     expected = torch.cat([n * p[own], (n * (1 - p[own].sum())).clamp(min=1e-3)[None]])
-    seen = count[:, :-1][:, own]
+    hists = [torch.histogramdd(each, [n_cells] * 2, range=tuple(box)).hist for each in x]
+    seen = torch.stack([hist.flatten()[own] for hist in hists])
     seen = torch.cat([seen, n - seen.sum(dim=1, keepdim=True)], dim=1)
     statistic = ((seen - expected) ** 2 / expected).sum(dim=1)
     spread = 2 / (9 * k)
@@ -296,7 +277,8 @@ def kl_to_truth(
     >>> print(f"{float(kl):.4f}")  # log 4 - 3/4
     0.6363
     """
-    points, cell, log_p = _grid_of_truth(truth, box, n, least=0.999)
+    points, cell = _grid(box, n)
+    log_p = _log_p(truth, points, cell, least=0.999)
     values, p = _on_grid(energy, points, replicates), log_p.softmax(dim=0)
     log_z = torch.logsumexp(-values, dim=1) + math.log(cell)
     # Where p is 0 nothing is added, even if an energy is infinite there.
@@ -356,10 +338,7 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
     check_samples(draws=draws)
     shape = tuple(draws.shape)
     if len(shape) not in (2, 3) or shape[0] < 4:
-        raise ValueError(
-            "draws must be (n_draws, n_chains) or (n_draws, n_chains, d) with at least 4 draws, "
-            f"got {shape}"
-        )
+        raise ValueError(f"draws must be (n_draws, n_chains[, d]), at least 4 draws, got {shape}")
     if name == "rhat" and shape[1] < 2:
         raise ValueError(f"one chain cannot be compared with others, got {shape}; give at least 2")
     draws = _in_float64(draws).reshape(*shape[:2], -1)
@@ -377,20 +356,17 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
     values, n_halves = of_draws(array_stats.ess), 2 * shape[1]
     seems_fine = values >= 50 * n_halves
     if not seems_fine.all():
-        warnings.warn(
-            f"the effective sample size {float(values.min()):.0f} is below 50 for each of the "
-            f"{n_halves} half chains: the chains are too short to tell, or stuck",
-            stacklevel=3,
-        )
+        low = f"the effective sample size {float(values.min()):.0f} is below 50 for each"
+        fault = f"{low} of the {n_halves} half chains: they are too short to tell, or stuck"
+        warnings.warn(fault, stacklevel=3)
     if name == "rhat":
         values = of_draws(array_stats.rhat)
         seems_fine = values < 1.1
     hidden = seems_fine.all() or values.isnan().any()
     if hidden and (n_still := int(stands_still(draws).sum())):
         raise ValueError(
-            f"{n_still} of {shape[1]} chains stand still in some coordinate for half of their "
-            f"{shape[0]} draws, which {name} = {values.tolist()} would hide; run longer, "
-            "or leave such chains out and say so"
+            f"{n_still} of {shape[1]} chains stand still for half of their {shape[0]} draws, which "
+            f"{name} = {values.tolist()} would hide; run longer, or leave them out and say so"
         )
     return values
 
@@ -405,21 +381,15 @@ def _grid(box: Box, n: int) -> tuple[Tensor, float]:
     return torch.cartesian_prod(left + dx * centres, bottom + dy * centres), dx * dy
 
 
-def _grid_of_truth(
-    truth: Distribution, box: Box, n: int, least: float = 0.0
-) -> tuple[Tensor, float, Tensor]:
-    """`_grid` and log p at its points; on it the truth has a mass from `least` to 1."""
+def _log_p(truth: Distribution, points: Tensor, cell: float, least: float = 0.0) -> Tensor:
+    """log p at the points of a `_grid`, on which the truth has a mass from `least` to 1."""
     if truth.log_prob is None:
         raise ValueError("truth has no log_prob: give a law whose density is known")
-    points, cell = _grid(box, n)
     log_p = truth.log_prob(points).double()
     mass = float(log_p.exp().sum() * cell)
     if not least <= mass <= 1.001:
-        raise ValueError(
-            f"the truth has mass {mass:.4f} on {n} x {n} points over {box}; give more cells, or a "
-            "box that holds the truth and little more"
-        )
-    return points, cell, log_p
+        raise ValueError(f"the truth has mass {mass:.4f}; give more cells, or a box that holds it")
+    return log_p
 
 
 @torch.no_grad()
@@ -435,8 +405,8 @@ def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
                 value = energy(x)
             except (RuntimeError, ValueError) as error:
                 raise ValueError(
-                    f"the energy does not take points {tuple(x.shape)} in {dtype}: {error}. Give "
-                    "replicates as it was built, and a network of a shorter type as .float()"
+                    f"the energy does not take points {tuple(x.shape)} in {dtype}; give replicates "
+                    f"as it was built, or the network as .float(): {error}"
                 ) from error
             check_shape(**{"x": (x, "R m 2"), "energy(x)": (value, "R m")})
             parts.append(_in_float64(value))
@@ -475,16 +445,12 @@ def frechet_distance(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tenso
     >>> round(frechet_distance(torch.zeros(2), eye, torch.ones(2), 4 * eye), 6)  # 2 + 2 (2 - 1)^2
     4.0
     """
-    given = {"mean_x": mean_x, "cov_x": cov_x, "mean_y": mean_y, "cov_y": cov_y}
-    check_samples(**given)
-    check_shape(
+    m_x, c_x, m_y, c_y = _checked(
         mean_x=(mean_x, "d"), cov_x=(cov_x, "d d"), mean_y=(mean_y, "d"), cov_y=(cov_y, "d d")
     )
-    mean_x, cov_x, mean_y, cov_y = map(_in_float64, given.values())
-    roots = [_root(name, given[name]) for name in ("cov_x", "cov_y")]
-    cross = torch.linalg.svdvals(roots[0] @ roots[1]).sum()
-    spread = cov_x.trace() + cov_y.trace() - 2 * cross  # >= 0 up to rounding
-    return float((mean_x - mean_y).square().sum() + spread.clamp(min=0))
+    cross = torch.linalg.svdvals(_root("cov_x", cov_x) @ _root("cov_y", cov_y)).sum()
+    spread = c_x.trace() + c_y.trace() - 2 * cross  # >= 0 up to rounding
+    return float((m_x - m_y).square().sum() + spread.clamp(min=0))
 
 
 def _root(name: str, covariance: Tensor) -> Tensor:
@@ -495,15 +461,20 @@ def _root(name: str, covariance: Tensor) -> Tensor:
     # What a type of few digits has rounded is no fault.
     tolerance = max(8 * digits, 1e-12) * len(covariance) * covariance.abs().max()
     if (covariance - covariance.T).abs().max() > tolerance or values.min() < -tolerance:
-        raise ValueError(
-            f"{name} is no covariance: it must be symmetric with eigenvalues of at least 0, the "
-            f"smallest is {float(values.min()):.3g}"
-        )
+        least = f"its smallest eigenvalue is {float(values.min()):.3g}"
+        raise ValueError(f"{name} is no covariance: it is not symmetric, or {least}")
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(dim=1)
+
+
+def _checked(**given: tuple[Tensor, str]) -> list[Tensor]:
+    """The named tensors, finite and with the axes that stand beside them, in float64 on the CPU."""
+    check_samples(**{name: x for name, (x, _) in given.items()})
+    check_shape(**given)
+    return [_in_float64(x) for x, _ in given.values()]
 
 
 def _in_float64(x: Tensor) -> Tensor:

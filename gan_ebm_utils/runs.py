@@ -1,8 +1,5 @@
 """What recipes share: their options, the card of a run, and parts of it that outlive a crash."""
 
-from __future__ import annotations
-
-import argparse
 import contextlib
 import datetime
 import hashlib
@@ -10,9 +7,10 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import pooch
@@ -23,16 +21,14 @@ from gan_ebm_utils.base import default_device, whole_file
 from gan_ebm_utils.datasets import digest, mnist
 
 
-def parse(
-    parser: argparse.ArgumentParser, argv: list[str] | None, file: bool = False
-) -> argparse.Namespace:
+def parse(parser: ArgumentParser, argv: list[str] | None, file: bool = False) -> Namespace:
     """The arguments of a recipe, with `--seed`, `--out` and `--state`, which every recipe has.
 
     `--out` is the folder of a checkpoint; with `file` it is a file and must be given. Ends the
     program with a message if a folder cannot be written, before hours of work are lost to it, or if
     GAN_EBM_SEED_OFFSET is set, which shifts the seeds of notebooks and is on no card.
 
-    >>> parse(argparse.ArgumentParser(), ["--seed", "3", "--out", ".", "--state", "."]).seed
+    >>> parse(ArgumentParser(), ["--seed", "3", "--out", ".", "--state", "."]).seed
     3
     """
     what = "file to write" if file else "folder (default: the package's checkpoints)"
@@ -44,7 +40,9 @@ def parse(
     if os.environ.get("GAN_EBM_SEED_OFFSET", "0") != "0":
         parser.error("GAN_EBM_SEED_OFFSET is set: unset it, a recipe's seed is --seed")
     for folder in (args.out.parent if file else args.out or checkpoints.DATA, args.state):
-        if not _can_be_written(folder):
+        # What there is of its path takes files, or the folders that are not there.
+        there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             parser.error(f"files cannot be written to {folder}; give another folder")
     return args
 
@@ -59,16 +57,10 @@ def at_least(least: int) -> Callable[[str], int]:
 
     def whole(text: str) -> int:
         if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+            raise ArgumentTypeError(f"must be at least {least}, got {text}")
         return int(text)
 
     return whole
-
-
-def _can_be_written(folder: Path) -> bool:
-    """Whether `folder` takes files or can be made, judged by what there is of its path."""
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def key_of(given: dict[str, Any]) -> str:
@@ -91,11 +83,10 @@ def store(state: Any, file: Path) -> None:
     """
     raw = io.BytesIO()
     torch.save(state, raw)
-    raw.seek(0)
-    torch.load(raw, weights_only=True)  # what cannot be read again is refused before it is stored
-    sha256 = hashlib.sha256(raw.getvalue()).digest()
+    # What cannot be read again is refused before it is stored.
+    torch.load(io.BytesIO(raw.getvalue()), weights_only=True)
     with whole_file(file) as part:
-        part.write_bytes(sha256 + raw.getvalue())
+        part.write_bytes(hashlib.sha256(raw.getvalue()).digest() + raw.getvalue())
 
 
 def read(file: Path) -> Any:
@@ -144,37 +135,38 @@ class Progress:
             self.parts[part] = 0
             return
         size = sum(self.parts[name] for name in self.seconds)  # 0, if a part is made again
-        others = sum(self.parts.values()) - size
-        left = sum(self.seconds.values()) / size * others if size else 0
+        left = sum(self.seconds.values()) * (sum(self.parts.values()) / size - 1) if size else 0
         time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
         count = f"part {len(self.seconds)} of {len(self.parts)}: {part}, {seconds:.0f} s"
         print(f"{count}; about {time_left} left" if left else count, flush=True)
 
 
-class Run(NamedTuple):
+class Run:
     """A run of a recipe: what tells it from others, and where its finished parts are.
 
-    `given` holds the recipe's name, all settings that matter, the seed, and a digest of what is
-    read. A part is kept under the key of what it depends on, by default all of `given`, so that any
-    difference makes it another part. `known` are parts that need no making, each with its key, and
-    `keys` those of the parts so far.
+    `given` holds the recipe's name, all settings that matter, the seed, and what `read_from` says
+    of the data. A part is kept under the key of what it depends on, by default all of `given`, so
+    that any difference makes it another part. `keys` are those of the parts so far.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     args = argparse.Namespace(seed=0, state=Path(folder))
-    ...     run = begin("one", {"steps": 10}, args, Progress())
+    ...     args = Namespace(seed=0, state=Path(folder))
+    ...     run = Run("one", {"steps": 10}, args, Progress(), data="MNIST")
     ...     run.expect({"sum": 1})
     ...     total, seconds = run.once("sum", lambda: sum(range(10)))
     part 1 of 1: sum, 0 s
-    >>> total
-    45
+    >>> total, run.given
+    (45, {'recipe': 'one', 'settings': {'steps': 10}, 'seed': 0, 'data': 'MNIST'})
     """
 
-    given: dict[str, Any]
-    folder: Path
-    progress: Progress
-    known: dict[str, tuple[str, Any]]
-    keys: dict[str, str]
+    def __init__(
+        self, recipe: str, settings: dict, args: Namespace, progress: Progress, **read_from: str
+    ) -> None:
+        given = {"recipe": recipe, "settings": settings, "seed": args.seed, **read_from}
+        # Tuples become lists, as on a card that is read.
+        self.given: dict[str, Any] = json.loads(json.dumps(given))
+        self.folder, self.progress = args.state / recipe, progress
+        self.keys: dict[str, str] = {}
 
     def expect(self, parts: dict[str, float]) -> None:
         """Tell the progress which parts there will be, and how long each takes beside others."""
@@ -182,18 +174,12 @@ class Run(NamedTuple):
         there = {name for name in parts if self._file(name, key).exists()}
         self.progress.parts |= {name: 0 if name in there else parts[name] for name in parts}
 
-    def once(
-        self, name: str, make: Callable[[], Any], given: dict[str, Any] | None = None
-    ) -> tuple[Any, float]:
+    def once(self, name: str, make: Callable, given: dict | None = None) -> tuple[Any, float]:
         """What `make` returns and the seconds it took, or what an earlier start has stored."""
         return self.in_steps(name, [name], lambda _: make(), given)
 
     def in_steps(
-        self,
-        name: str,
-        steps: Iterable[str],
-        advance: Callable[[Any], Any],
-        given: dict[str, Any] | None = None,
+        self, name: str, steps: list[str], advance: Callable[[Any], Any], given: dict | None = None
     ) -> tuple[Any, float]:
         """The last state of a part that is stored after each of its steps, and the seconds it took.
 
@@ -201,9 +187,9 @@ class Run(NamedTuple):
         later start goes on after the last step that was stored. Each step counts as a part of the
         progress.
         """
-        steps, key = list(steps), key_of(self.given if given is None else given)
+        key = key_of(self.given if given is None else given)
         self.keys[name], file = key, self._file(name, key)
-        found = self._found(name, key) or {"made": None, "seconds": []}
+        found = self.found(name, key) or {"made": None, "seconds": []}
         for done, step in enumerate(steps):
             seconds = None
             if done >= len(found["seconds"]):
@@ -214,11 +200,6 @@ class Run(NamedTuple):
                 found = read(file)  # as a later start will have it
             self.progress.finished(step, seconds)
         return found["made"], sum(found["seconds"])
-
-    def made(self, name: str, given: dict[str, Any]) -> Any:
-        """What `once` would return at once; None if it would have to make it."""
-        found = self._found(name, key_of(given))
-        return found and found["made"]
 
     def card(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """The card of the finished checkpoint."""
@@ -231,14 +212,6 @@ class Run(NamedTuple):
             "threads": torch.get_num_threads(),
         }
 
-    def is_stored(self, name: str, folder: Path | None) -> bool:
-        """Whether `folder` holds the whole checkpoint `name`, made by a run with the same card."""
-        try:
-            card = checkpoints.load(name, folder=folder).card
-        except (ValueError, RuntimeError):  # there is none, or it is damaged
-            return False
-        return all(card.get(key) == value for key, value in self.given.items())
-
     def remove_parts(self) -> None:
         """Remove the finished parts of this run, once the checkpoint is written."""
         whole = self.folder.glob(f"*-{key_of(self.given)}.pt")  # made by an earlier start, too
@@ -247,28 +220,9 @@ class Run(NamedTuple):
         with contextlib.suppress(OSError):  # it was never made, or holds parts of other runs
             self.folder.rmdir()
 
-    def _found(self, name: str, key: str) -> dict[str, Any] | None:
-        if name in self.known and self.known[name][0] == key:
-            return {"made": self.known[name][1], "seconds": [0.0]}
+    def found(self, name: str, key: str) -> dict[str, Any] | None:
+        """The part `name` as it is stored under `key`, {"made": ..., "seconds": [...]}, or None."""
         return read(self._file(name, key))
 
     def _file(self, name: str, key: str) -> Path:
         return self.folder / f"{quote(name, safe='')}-{key}.pt"
-
-
-def begin(
-    recipe: str,
-    settings: dict[str, Any],
-    args: argparse.Namespace,
-    progress: Progress,
-    **read_from: str,
-) -> Run:
-    """The run of `recipe` with these settings and arguments, which reads what `read_from` names.
-
-    >>> args = argparse.Namespace(seed=0, state=Path("state"))
-    >>> begin("one", {"steps": 10}, args, Progress(), data="MNIST").given
-    {'recipe': 'one', 'settings': {'steps': 10}, 'seed': 0, 'data': 'MNIST'}
-    """
-    given = {"recipe": recipe, "settings": settings, "seed": args.seed, **read_from}
-    given = json.loads(json.dumps(given))  # tuples become lists, as on a card that is read
-    return Run(given, args.state / recipe, progress, {}, {})

@@ -8,8 +8,6 @@ A network that is the energy or the log ratio runs in evaluation mode while chai
 kept in float32 or better, and uniform numbers drawn in their type, whatever the network returns.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable
@@ -223,10 +221,8 @@ def rejection_sample(
             r = -_relative(log_ratio, x).energy
         n_tried += _BATCH
         if exceeding := int((r > log_bound).sum()):
-            raise ValueError(
-                f"{exceeding} of {_BATCH} log ratios exceed log_bound = {log_bound:g}, the "
-                f"largest is {float(r.max()):g}; give a bound that holds everywhere"
-            )
+            found = f"{exceeding} of {_BATCH} log ratios exceed log_bound = {log_bound:g}"
+            raise ValueError(f"{found}, the largest is {float(r.max()):g}; give a higher bound")
         kept.append(x[log_uniform(r, generator) < r - log_bound])
         n_kept += len(kept[-1])
         if n_kept < 1e-6 * n_tried - 10:
@@ -235,7 +231,12 @@ def rejection_sample(
 
 
 class LogPartition(NamedTuple):
-    """An estimate of log Z in nats and its standard error, both (R,)."""
+    """An estimate of log Z in nats and its standard error, both (R,).
+
+    >>> found = LogPartition(torch.tensor([1.5]), torch.tensor([0.25]))
+    >>> found.value - 2 * found.standard_error  # the lower end of an interval of about 95 %
+    tensor([1.])
+    """
 
     value: Tensor
     standard_error: Tensor
@@ -274,8 +275,7 @@ def annealed_log_partition(
     def bridge(b: float) -> Energy:
         return lambda x: b * energy(x) - (1 - b) * start.log_prob(x)
 
-    x = start.sample((replicates, n_chains), generator)
-    x = x.to(dtype_of(energy) or x.dtype)
+    x = start.sample((replicates, n_chains), generator).to(dtype_of(energy) or torch.float32)
     # Summed on the CPU, since not every device has float64.
     log_weight = torch.zeros(replicates, n_chains, dtype=torch.float64, device="cpu")
     with evaluating(energy):
@@ -328,10 +328,8 @@ def run_chain(
         raise FloatingPointError(f"step {step}: {error}") from error
     # A step or two may be refused by chance, and training makes many such short runs.
     if n_steps >= 10 and torch.equal(state.position, start.position):
-        warnings.warn(
-            f"all chains stand where they began, after {n_steps} steps: lower the step size",
-            stacklevel=2,
-        )
+        found = f"all chains stand where they began, after {n_steps} steps"
+        warnings.warn(f"{found}: lower the step size", stacklevel=2)
     return Chain(positions, energies, rate / n_steps, moved / n_steps)
 
 
@@ -386,8 +384,7 @@ class ReplayBuffer:
         if self._drawn is None:
             raise ValueError("nothing was drawn since the last store: call draw first")
         expected = (len(self.positions), len(self._drawn), *self.positions.shape[2:])
-        if tuple(positions.shape) != expected:
-            raise ValueError(f"positions must be {expected}, got {tuple(positions.shape)}")
+        check_shape(positions=(positions, " ".join(map(str, expected))))
         self.positions[:, self._drawn] = positions.detach()
         self._drawn = None
 
@@ -450,10 +447,9 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
         grad = torch.where(_wide(wall, grad), 0.0, grad)
         finite = (value.isfinite() | wall) & grad.flatten(wall.ndim).isfinite().all(dim=wall.ndim)
         if bad := int((~finite).sum()):
-            raise FloatingPointError(
-                f"the energy or its gradient is not finite in {bad} of {finite.numel()} chains; "
-                "lower the step size, confine the energy, or start inside the support"
-            )
+            found = f"the energy or its gradient is not finite in {bad} of {finite.numel()} chains"
+            mend = "lower the step size, confine the energy, or start inside the support"
+            raise FloatingPointError(f"{found}; {mend}")
     return State(position, value, grad)
 
 
@@ -480,10 +476,8 @@ def _relative(log_ratio: LogRatio, position: Tensor) -> State:
 
 def _check_energy(value: Tensor, position: Tensor, name: str) -> None:
     if not 0 < value.ndim < position.ndim or value.shape != position.shape[: value.ndim]:
-        raise ValueError(
-            f"the {name} of points {tuple(position.shape)} must be one number each, "
-            f"it returned {tuple(value.shape)}"
-        )
+        found = f"for points {tuple(position.shape)} it returned {tuple(value.shape)}"
+        raise ValueError(f"the {name} must be one number for each point; {found}")
 
 
 def _accept(

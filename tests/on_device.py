@@ -60,7 +60,7 @@ def gan_at(at):
 
 
 def energy_at(at):
-    return networks.energy_mlp(2, (8,), R, generator=rng(at))
+    return networks.energy_mlp(2, (8,), replicates=R, generator=rng(at))
 
 
 def quadratic(x):
@@ -303,14 +303,15 @@ MADE = {  # what they return lies where their inputs lie
     "networks.spectral_norm": network(
         lambda g: networks.spectral_norm(networks.StackedLinear(2, 3, R, generator=g)), R, 5, 2
     ),
-    "networks.Scalar": network(lambda g: networks.Scalar(), R, 5, 1),
     "networks.mlp": network(
         lambda g: networks.mlp(2, (8,), None, R, generator=g, fourier=(4, 1.0)), R, 5, 2
     ),
     "networks.Confined": network(
         lambda g: networks.Confined(networks.mlp(2, (8,), None, R, generator=g), 2.0), R, 5, 2
     ),
-    "networks.energy_mlp": network(lambda g: networks.energy_mlp(2, (8,), R, generator=g), R, 5, 2),
+    "networks.energy_mlp": network(
+        lambda g: networks.energy_mlp(2, (8,), replicates=R, generator=g), R, 5, 2
+    ),
     "networks.NoisyGenerator": network(
         lambda g: networks.NoisyGenerator(networks.mlp(3, (8,), 2, R, generator=g), 3, 0.1), R, 5, 5
     ),
@@ -449,7 +450,7 @@ NO_TENSORS = {
     "runs.at_least",
     "runs.key_of",
     "runs.Progress",
-    "runs.begin",
+    "runs.Run",
     "runs.mnist_source",
     "plotting.set_style",
     # These read files into tensors on the CPU.

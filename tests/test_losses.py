@@ -287,7 +287,7 @@ def test_whole_numbers_are_no_logits():
 def test_what_is_no_sample_is_named():
     with pytest.raises(ValueError, match=r"real must be \(R, n_real, ...\); got \(1, 3\)"):
         losses.r1_penalty(F.relu, torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="real and fake must have one shape"):
+    with pytest.raises(ValueError, match=r"fake must be \(1, 3, 2\); got \(1, 4, 2\)"):
         losses.gradient_penalty(F.relu, torch.zeros(1, 3, 2), torch.zeros(1, 4, 2), rng())
 
 

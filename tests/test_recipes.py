@@ -206,7 +206,7 @@ def bright_squares(n, seed):
 
 def train_features(data, epochs, folder, report=lambda classifier: None):
     args = argparse.Namespace(seed=0, state=folder)
-    run = runs.begin("mnist_features", {}, args, runs.Progress())
+    run = runs.Run("mnist_features", {}, args, runs.Progress())
     run.expect(dict.fromkeys(mnist_features.epochs_of(epochs), 1))
     return mnist_features.train(data, epochs, 0, torch.device("cpu"), run, report)[0]
 
@@ -357,7 +357,8 @@ def test_the_stored_gans_of_the_plane_are_those_of_the_recipe(name, monkeypatch,
     def is_stored():
         args = argparse.Namespace(seed=0, state=tmp_path)
         settings = plane_gans.settings_of(name, 6000, 10)
-        return runs.begin("plane_gans", settings, args, runs.Progress()).is_stored(name, None)
+        run = runs.Run("plane_gans", settings, args, runs.Progress())
+        return plane_gans.is_stored(name, None, run)
 
     assert is_stored()
     monkeypatch.setitem(plane_gans.DISCRIMINATOR, "activation", "SiLU")
@@ -762,8 +763,8 @@ def test_the_keys_of_the_package_are_those_of_the_recipe(name):
     judge = one_budget.Judge(None, None, None, None, judged, {}, {})
     bench = one_budget.Bench(name, checkpoints.load(game["gans"]), judge, game["n"], 0)
     args = argparse.Namespace(seed=0, state=Path("nowhere"))
-    whole = runs.begin("one_budget", {}, args, runs.Progress())
-    whole.known.update(one_budget.known_parts(f"one_budget_{name}", None))
+    known = one_budget.known_parts(f"one_budget_{name}", None)
+    whole = one_budget.Comparison(known, "one_budget", {}, args, runs.Progress())
     left = {}
     for use in one_budget.uses_of(game):
         left |= bench.parts_of(use, whole)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from gan_ebm_utils import checkpoints, runs
-from gan_ebm_utils.recipes import plane_gans
+from gan_ebm_utils.recipes import one_budget, plane_gans
+from gan_ebm_utils.recipes.plane_gans import is_stored
 
 RECIPES = Path(runs.__file__).parent / "recipes"
 # Of each recipe: what its parts depend on, as code that runs in its module.
@@ -99,7 +100,7 @@ def test_all_recipes_are_here():
 
 def begin(folder, settings=None, seed=0, recipe="r", parts=(), **read_from):
     args = argparse.Namespace(seed=seed, state=folder)
-    run = runs.begin(recipe, settings or {}, args, runs.Progress(), **read_from)
+    run = runs.Run(recipe, settings or {}, args, runs.Progress(), **read_from)
     run.expect(dict(parts))
     return run
 
@@ -128,11 +129,14 @@ def test_parts_of_another_run_are_not_taken(tmp_path):
 def test_a_part_can_depend_on_less_than_the_run(tmp_path):
     run = begin(tmp_path, {"a": 1}, parts={"p": 1, "q": 1})
     run.once("p", lambda: "first", {"b": 2})
-    other = begin(tmp_path, {"a": 2}, parts={"p": 1, "q": 1})
+    args = argparse.Namespace(seed=0, state=tmp_path)
+    known = {"q": (runs.key_of({"c": 1}), "known")}
+    other = one_budget.Comparison(known, "r", {"a": 2}, args, runs.Progress())
+    other.expect({"p": 1, "q": 1})
     assert other.made("p", {"b": 2}) == "first" and other.made("p", {"b": 3}) is None
+    assert other.made("q", {"c": 1}) == "known" and other.made("q", {"c": 2}) is None
     assert other.once("p", lambda: 1 / 0, {"b": 2})[0] == "first"
     assert other.keys == run.keys == {"p": runs.key_of({"b": 2})}
-    other.known["q"] = runs.key_of({"c": 1}), "known"
     assert other.once("q", lambda: 1 / 0, {"c": 1}) == ("known", 0)
     assert other.once("q", lambda: "made", {"c": 2})[0] == "made"
     other.remove_parts()
@@ -262,16 +266,16 @@ def test_seeds_are_not_shifted_unseen(monkeypatch, capsys):
 
 def test_only_a_whole_checkpoint_with_the_same_card_is_kept(tmp_path):
     run = begin(tmp_path, {"a": 1})
-    assert not run.is_stored("c", tmp_path)
+    assert not is_stored("c", tmp_path, run)
     checkpoints.save("c", {}, {"x": torch.zeros(2)}, run.card({}), tmp_path)
-    assert run.is_stored("c", tmp_path)
-    assert not begin(tmp_path, {"a": 2}).is_stored("c", tmp_path)
-    assert not begin(tmp_path, {"a": 1}, recipe="s").is_stored("c", tmp_path)
-    assert not begin(tmp_path, {"a": 1}, data="d").is_stored("c", tmp_path)
+    assert is_stored("c", tmp_path, run)
+    assert not is_stored("c", tmp_path, begin(tmp_path, {"a": 2}))
+    assert not is_stored("c", tmp_path, begin(tmp_path, {"a": 1}, recipe="s"))
+    assert not is_stored("c", tmp_path, begin(tmp_path, {"a": 1}, data="d"))
     (tmp_path / "of the old form.json").write_text("[]")
-    assert not run.is_stored("of the old form", tmp_path)
+    assert not is_stored("of the old form", tmp_path, run)
     (tmp_path / "c.safetensors").unlink()
-    assert not run.is_stored("c", tmp_path)
+    assert not is_stored("c", tmp_path, run)
 
 
 def test_what_could_not_be_read_again_is_not_stored(tmp_path):

@@ -479,7 +479,7 @@ def test_a_buffer_says_what_is_wrong():
     with pytest.raises(ValueError, match="at most the capacity 50, got 51"):
         buffer.draw(51, rng())
     buffer.draw(20, rng())
-    with pytest.raises(ValueError, match=r"positions must be \(1, 20, 1\), got \(1, 19, 1\)"):
+    with pytest.raises(ValueError, match=r"positions must be \(1, 20, 1\); got \(1, 19, 1\)"):
         buffer.store(torch.zeros(1, 19, 1))
     with pytest.raises(ValueError, match="fresh_share"):
         ReplayBuffer(wide, 50, rng(), fresh_share=1.5)

@@ -11,7 +11,7 @@ from torch import nn
 from gan_ebm_utils import losses, metrics
 from gan_ebm_utils.base import Gan, Info, Kernel, State, randn, seeded
 from gan_ebm_utils.datasets import exact_gan, gaussian
-from gan_ebm_utils.networks import Scalar, mlp
+from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.samplers import ReplayBuffer, langevin, run_chain
 from gan_ebm_utils.training import (
     contrastive,
@@ -845,7 +845,7 @@ def test_the_users_defaults_change_nothing(name):
 
 def test_a_discriminator_that_has_run_can_be_refitted(capfd):
     old_style = nn.utils.spectral_norm(nn.Linear(2, 1))
-    discriminator = nn.Sequential(old_style, Scalar())
+    discriminator = nn.Sequential(old_style, nn.Flatten())
     generator = nn.Linear(2, 2)
     _ = discriminator(torch.zeros(1, 3, 2))  # leaves a weight that hangs on a graph
     gan = Gan(generator, discriminator, 2)

@@ -10,7 +10,6 @@ from gan_ebm_utils.networks.images import MnistClassifier as MnistClassifier
 from gan_ebm_utils.networks.stacked import Confined as Confined
 from gan_ebm_utils.networks.stacked import FourierFeatures as FourierFeatures
 from gan_ebm_utils.networks.stacked import NoisyGenerator as NoisyGenerator
-from gan_ebm_utils.networks.stacked import Scalar as Scalar
 from gan_ebm_utils.networks.stacked import SpectralNorm as SpectralNorm
 from gan_ebm_utils.networks.stacked import StackedLinear as StackedLinear
 from gan_ebm_utils.networks.stacked import energy_mlp as energy_mlp

@@ -1,7 +1,5 @@
 """Networks that take or give images (R, n, c, h, w), and a classifier of MNIST, (n, 1, 28, 28)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

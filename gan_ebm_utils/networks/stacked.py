@@ -4,8 +4,6 @@ They map (R, n, d) to (R, n, out), or to (R, n) where each is a scalar function 
 an energy.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -122,17 +120,6 @@ def spectral_norm(layer: StackedLinear) -> StackedLinear:
     return parametrize.register_parametrization(layer, "weight", norm, unsafe=True)
 
 
-class Scalar(nn.Module):
-    """Drop a last axis of size 1: (R, n, 1) to (R, n).
-
-    >>> Scalar()(torch.zeros(5, 3, 1)).shape
-    torch.Size([5, 3])
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.squeeze(-1)
-
-
 def mlp(
     in_features: int,
     hidden: tuple[int, ...],
@@ -171,8 +158,8 @@ def mlp(
     for n_in, n_out in itertools.pairwise(sizes):
         layer = StackedLinear(n_in, n_out, replicates, generator=generator)
         layers += [spectral_norm(layer) if spectral else layer, getattr(nn, activation)()]
-    layers.pop()
-    return nn.Sequential(*layers, *([Scalar()] if out_features is None else []))
+    # A network ends without an activation, and a scalar function drops its last axis.
+    return nn.Sequential(*layers[:-1], *([nn.Flatten()] if out_features is None else []))
 
 
 class Confined(nn.Module):
@@ -182,7 +169,7 @@ class Confined(nn.Module):
     layers with ReLU, SiLU or Fourier features do; the norm is over all of the event's axes, and
     `scale` = s is in units of x.
 
-    >>> Confined(Scalar(), scale=2.0)(torch.tensor([[[4.0]]]))
+    >>> Confined(nn.Flatten(), scale=2.0)(torch.tensor([[[4.0]]]))
     tensor([[6.]])
     """
 
@@ -199,24 +186,18 @@ class Confined(nn.Module):
 
 
 def energy_mlp(
-    in_features: int,
-    hidden: tuple[int, ...],
-    replicates: int = 1,
-    *,
-    generator: torch.Generator,
-    scale: float = 2.0,
-    **options: Any,
+    in_features: int, hidden: tuple[int, ...], *, scale: float = 2.0, **options: Any
 ) -> Confined:
     """R confined energies, (R, n, in_features) to (R, n), whose f is an `mlp` with `options`.
 
-    `scale` is the one of `Confined`, and `options` are further arguments of `mlp`.
+    `scale` is the one of `Confined`, and `options` are further arguments of `mlp`: its `generator`,
+    and `replicates` if R is not 1.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> energy_mlp(2, (64, 64), replicates=10, generator=g)(torch.zeros(10, 5, 2)).shape
     torch.Size([10, 5])
     """
-    function = mlp(in_features, hidden, None, replicates, generator=generator, **options)
-    return Confined(function, scale)
+    return Confined(mlp(in_features, hidden, None, **options), scale)
 
 
 class NoisyGenerator(nn.Module):

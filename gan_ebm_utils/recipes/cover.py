@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = checkpoints.load("gaussians25_r1", default_device())
     gan = replicate_0(checkpoint)
     settings, read_from = settings_of(args.steps), {"checkpoint_sha256": checkpoint.card["sha256"]}
-    run = runs.begin("cover", settings, args, runs.Progress(), **read_from)
+    run = runs.Run("cover", settings, args, runs.Progress(), **read_from)
     run.expect({"discriminator": 1})
 
     def draw(n: int, rng: torch.Generator) -> Tensor:

@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     device = default_device()
     train_set, test_set = mnist("train"), mnist("test")
     settings, source = settings_of(args.epochs), runs.mnist_source()
-    run = runs.begin("mnist_features", settings, args, runs.Progress(), **source)
+    run = runs.Run("mnist_features", settings, args, runs.Progress(), **source)
     run.expect(dict.fromkeys(epochs_of(args.epochs), 1))
 
     def report(classifier: nn.Module) -> None:

@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = {**dict.fromkeys(gans, args.steps), "classifier": CLASSIFIER["steps"] / 4}
     sizes |= {"refit": args.refit_steps, "fid": 100 * replicates, "dcgan": 3 * args.steps}
     judge = checkpoints.load("mnist_features").card
-    run = runs.begin(
+    run = runs.Run(
         "mnist_gan",
         settings_of(args.steps, args.refit_steps, replicates),
         args,

@@ -370,6 +370,26 @@ def uses_of(game: dict[str, Any]) -> list[Use]:
     return uses + [Use("own", s, game["budgets"][-2]) for s, row in SAMPLERS.items() if row.is_own]
 
 
+class Comparison(runs.Run):
+    """A run that takes parts from `known`, too: of each its key and its result."""
+
+    def __init__(
+        self, known: dict[str, tuple[str, Any]], *arguments: Any, **read_from: str
+    ) -> None:
+        super().__init__(*arguments, **read_from)
+        self.known = known
+
+    def found(self, name: str, key: str) -> dict[str, Any] | None:
+        """As of any run; a known part has taken no time."""
+        known, made = self.known.get(name, (None, None))
+        return {"made": made, "seconds": [0.0]} if known == key else super().found(name, key)
+
+    def made(self, name: str, given: dict[str, Any]) -> Any:
+        """What `once` would return at once; None if it would have to make it."""
+        found = self.found(name, runs.key_of(given))
+        return found and found["made"]
+
+
 class Bench(NamedTuple):
     """What all runs of a game share: its GANs, the judge, the number of samples, and the seed."""
 
@@ -434,7 +454,7 @@ class Bench(NamedTuple):
         shared |= {"arithmetic": GAMES[self.name].get("arithmetic"), **self.counts(self.n)}
         return {**shared, "seed": self.seed_of("generator")}
 
-    def parts_of(self, use: Use, whole: runs.Run) -> dict[str, float]:
+    def parts_of(self, use: Use, whole: Comparison) -> dict[str, float]:
         """The parts of a run, with how long each takes: about as its passes, 0 if it is there."""
         of, name, parts = self.sizes(use), f"{use.name}-choice", {}
         errors = [0.0]
@@ -616,8 +636,8 @@ def main(argv: list[str] | None = None) -> None:
         judge = plane_judge(args.name, n, replicates, args.seed)
     bench, uses = Bench(args.name, gans, judge, n, args.seed), uses_of(game)
     settings = settings_of(args.name, n) | {"gans_sha256": gans.card["sha256"]}
-    whole = runs.begin("one_budget", settings, args, runs.Progress(), **read_from)
-    whole.known.update(known_parts(checkpoint, args.out))
+    known = known_parts(checkpoint, args.out)
+    whole = Comparison(known, "one_budget", settings, args, runs.Progress(), **read_from)
     whole.expect({REAL: n, DRAWS: n})
     for use in uses:
         whole.expect(bench.parts_of(use, whole))

@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     # The time of a network is that of its chains; a KL takes as long as 500 updates.
     sizes = {key: args.steps * (1 if rule == "cd1" else 2) for key, (_, rule) in keys.items()}
     settings = settings_of(args.steps, args.replicates)
-    run = runs.begin("plane_ebms", settings, args, runs.Progress())
+    run = runs.Run("plane_ebms", settings, args, runs.Progress())
     run.expect({**sizes, **{f"{key}, KL": 500 for key in keys}})
 
     def make(name: str, rule: str) -> tuple[dict[str, Tensor], list[float]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -245,6 +246,15 @@ def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
     }
 
 
+def is_stored(name: str, folder: Path | None, run: runs.Run) -> bool:
+    """Whether `folder` holds the whole checkpoint `name`, made by a run with the same card."""
+    try:
+        card = checkpoints.load(name, folder=folder).card
+    except (ValueError, RuntimeError):  # there is none, or it is damaged
+        return False
+    return all(card.get(key) == value for key, value in run.given.items())
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -255,8 +265,8 @@ def main(argv: list[str] | None = None) -> None:
     progress, todo = runs.Progress(), {}
     for name in [args.only] if args.only else GAMES:
         settings = settings_of(name, args.refit_steps, args.replicates)
-        run = runs.begin("plane_gans", settings, args, progress)
-        if run.is_stored(name, args.out):
+        run = runs.Run("plane_gans", settings, args, progress)
+        if is_stored(name, args.out, run):
             print(f"{name}: kept")
             run.remove_parts()
         else:
