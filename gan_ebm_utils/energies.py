@@ -18,6 +18,7 @@ def pullback(energy: Energy, gan: Gan) -> Energy:
     Its pushforward by G is p_g e^{-E} / Z, whatever `energy` of samples is given (Che et al. 2020,
     arXiv:2003.06060, for E = -d).
 
+    >>> import torch
     >>> gan = Gan(nn.Identity(), nn.Flatten(), 2)
     >>> pullback(lambda x: x.square().sum(dim=-1), gan)(torch.ones(1, 3, 2))
     tensor([[3., 3., 3.]])
@@ -34,6 +35,7 @@ def latent_energy(gan: Gan, temperature: float = 1.0) -> Energy:
 
     Raises ValueError for a temperature that is not positive.
 
+    >>> import torch
     >>> from gan_ebm_utils.datasets import exact_gan
     >>> latent_energy(exact_gan().gan)(torch.zeros(1, 3, 2)).shape
     torch.Size([1, 3])
@@ -51,6 +53,7 @@ def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
 
     Raises ValueError for a k that is not positive, or of another shape.
 
+    >>> import torch
     >>> from gan_ebm_utils.datasets import exact_gan
     >>> gan, z = exact_gan().gan, torch.zeros(1, 3, 2)
     >>> bool((dot_energy(gan, z, k=2.0)(z) == -gan.logit(z) / 2).all())
@@ -78,6 +81,7 @@ def flow_energy(gan: Gan, divergence: str = "KL") -> Energy:
 
     Raises ValueError for another divergence.
 
+    >>> import torch
     >>> from gan_ebm_utils.datasets import exact_gan
     >>> gan, z = exact_gan().gan, torch.zeros(1, 3, 2)
     >>> bool((flow_energy(gan, "KL")(z) == -gan.logit(z)).all())
@@ -95,6 +99,7 @@ class NegativeEnergy(nn.Module):
     The energy of an autoencoder is low for data. Its negative ranks samples but is no log ratio:
     calibrate it, or refit a classifier, before it is taken for one.
 
+    >>> import torch
     >>> NegativeEnergy(nn.Flatten())(torch.ones(1, 3))
     tensor([[-1., -1., -1.]])
     """
