@@ -92,19 +92,12 @@ def drs(
     if percentile is not None and not 0 < percentile < 100:
         raise ValueError(f"percentile must lie in (0, 100), as 80 for 80 %, got {percentile}")
     if budget is not None and not 1 <= budget < math.inf:
-        raise ValueError(
-            f"budget must be at least 1 proposal for each sample, got {budget}, and finite: with "
-            "fewer proposals than samples not one could be refused"
-        )
+        raise ValueError(f"budget must be finite and at least 1 proposal a sample, got {budget}")
     if log_bound is not None and not math.isfinite(log_bound):
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     if max_proposals is None:
         max_proposals = max(1_000_000, math.ceil(n * max(1000, 10 * (budget or 0))))
-    check_count(max_proposals=max_proposals)
-    if max_proposals < n:
-        raise ValueError(
-            f"max_proposals must be at least n = {n}, got {max_proposals}: each sample takes one"
-        )
+    check_count(n, max_proposals=max_proposals)  # each sample takes one
     with _counting(gan) as calls, torch.no_grad():
         z, d = check_gan(gan, replicates, generator, depth=3)
         if log_bound is None or percentile is not None or budget is not None:
@@ -112,24 +105,21 @@ def drs(
             d = torch.cat([_propose(gan, (replicates, m), generator)[1] for m in parts], dim=1)
         rule = _rule(d, log_bound, percentile, budget)
         every = torch.arange(replicates, device=d.device)[:, None]
-        kept = _Kept(every[:0, 0], z.new_empty(0, gan.latent_dim), d.new_empty(0))
-        n_kept, n_tried = kept.row.bincount(minlength=replicates), 0
-        while (least := int(n_kept.min())) < n:
+        kept, n_tried = _Kept(every[:0, 0], z.new_empty(0, gan.latent_dim), d.new_empty(0)), 0
+        while (least := int((n_kept := kept.row.bincount(minlength=replicates)).min())) < n:
             m = min(batch_size, max_proposals - n_tried)
             # Five standard deviations behind the pace that would reach n, and ten for small counts.
             if not m or least + 5 * math.sqrt(least) + 10 < n * n_tried / max_proposals:
                 raise RuntimeError(
                     f"a replicate kept {least} of {n_tried} proposals, too few to reach n = {n} "
-                    f"with {max_proposals}; raise max_proposals, or keep more with percentile or "
-                    "budget"
+                    f"with {max_proposals}; raise max_proposals, or keep more by percentile, budget"
                 )
             z, d = _propose(gan, (replicates, m), generator)
             n_tried += m
             rule, kept = _raised(rule, kept, d, generator)
             new = log_uniform(d, generator) < rule.log_accept(d, every)
             more = _Kept(every.expand_as(new)[new], z[new], d[new])
-            kept = _Kept(*(torch.cat(pair) for pair in zip(kept, more, strict=True)))
-            n_kept = kept.row.bincount(minlength=replicates)
+            kept = _Kept(*map(torch.cat, zip(kept, more, strict=True)))
         latents = torch.stack([kept.latents[kept.row == r][:n] for r in range(replicates)])
         samples = gan.generator(latents)
     return Refined(samples, latents, n_kept / n_tried, calls())
@@ -214,25 +204,20 @@ def mh_gan(
     True
     """
     check_count(n=n, n_steps=n_steps)
-    kernel = independence_mh(gan.logit, gan.prior)
+    kernel = first = independence_mh(gan.logit, gan.prior)
     with _counting(gan) as calls, torch.no_grad():
         check_gan(gan, replicates, generator, depth=3)
         z = gan.prior((replicates, n), generator)
         if data is not None:
-            kernel = kernel._replace(init=_start_at(gan, data, (replicates, n)))
-        chain = run_chain(kernel, z, n_steps, generator, thin=n_steps)
+            first = kernel._replace(init=_start_at(gan, data, (replicates, n)))
+        chain = run_chain(first, z, n_steps, generator, thin=n_steps)
         z, moved = chain.positions[-1], chain.accepted_share > 0
         if data is not None and not moved.all():
             # As many chains in each replicate as the one with the most stuck chains needs.
             stuck = (~moved).int().argsort(dim=1, descending=True, stable=True)
             stuck = stuck[:, : int((~moved).sum(dim=1).max())]
-            fresh = run_chain(
-                independence_mh(gan.logit, gan.prior),
-                gan.prior(tuple(stuck.shape), generator),
-                n_steps,
-                generator,
-                thin=n_steps,
-            ).positions[-1]
+            fresh = gan.prior(tuple(stuck.shape), generator)
+            fresh = run_chain(kernel, fresh, n_steps, generator, thin=n_steps).positions[-1]
             rows = torch.arange(replicates, device=z.device)[:, None].expand_as(stuck)
             z[rows, stuck] = torch.where(moved[rows, stuck, None], z[rows, stuck], fresh)
         samples = gan.generator(z)
@@ -292,8 +277,7 @@ def ddls(
     (torch.Size([2, 100, 2]), 4000)
     """
     check_count(n=n, n_steps=n_steps)
-    sizes = np.atleast_1d(step_size).tolist()
-    mixed = mixture(*(kernel(energy(gan), size) for size in sizes))
+    mixed = mixture(*(kernel(energy(gan), size) for size in np.atleast_1d(step_size).tolist()))
     return _run(gan, mixed, n, generator, replicates, n_steps)
 
 
@@ -377,8 +361,7 @@ def dot(
             optimizer.step()
             if tangent:
                 radius = F.normalize(before, dim=2)
-                step_along = ((point.detach() - before) * radius).sum(dim=2, keepdim=True)
-                point.data -= step_along * radius
+                point.data -= ((point.data - before) * radius).sum(dim=2, keepdim=True) * radius
         point = point.detach()
         with torch.no_grad():
             samples = mover.generator(point)
@@ -428,9 +411,8 @@ def _check_space(space: str) -> None:
 @contextlib.contextmanager
 def _counting(gan: Gan) -> Iterator[Callable[[], Calls]]:
     """Both networks in evaluation mode, and their calls."""
-    networks = gan.generator, gan.discriminator
     check_modules(generator=gan.generator, discriminator=gan.discriminator)
-    with evaluating(*networks), count_calls(*networks) as calls:
+    with evaluating(*gan[:2]), count_calls(*gan[:2]) as calls:
         yield calls
 
 
@@ -451,10 +433,8 @@ def _run(
 def _start_at(gan: Gan, data: Tensor, size: tuple[int, int]) -> Callable[[Tensor], State]:
     """A chain's first state whose energy is that of a real sample, which has no latent."""
     if tuple(data.shape[:2]) != size:
-        raise ValueError(
-            f"data must hold one start for each chain, {size} and the axes of a sample, got "
-            f"{tuple(data.shape)}"
-        )
+        found = f"{size} and the axes of a sample, got {tuple(data.shape)}"
+        raise ValueError(f"data must hold one start for each chain, {found}")
     check_samples(data=data)
     data = data.to(dtype_of(gan.discriminator) or data.dtype)
     d = at_least_float32(gan.discriminator(data))
@@ -474,8 +454,6 @@ def _log_scale(pilot: Tensor, bound: Tensor, budget: float) -> Tensor:
     for _ in range(60):
         middle = (low + high) / 2
         rate = (pilot + middle[:, None]).clamp(max=0).exp().mean(dim=1)
-        low, high = (
-            torch.where(rate < 1 / budget, middle, low),
-            torch.where(rate < 1 / budget, high, middle),
-        )
+        low = torch.where(rate < 1 / budget, middle, low)
+        high = torch.where(rate < 1 / budget, high, middle)
     return low

@@ -545,14 +545,18 @@ def test_a_probability_for_a_logit_is_noticed(sampler):
 @pytest.mark.parametrize("sampler", ALL)
 def test_a_wrong_latent_size(sampler):
     g = mlp(3, (4,), 2, generator=rng())
-    with pytest.raises(ValueError, match=r"does not take latents \(1, 100, 2\).*latent_dim"):
+    with pytest.raises(
+        ValueError, match=r"must map latents .* \(1, 100, 2\) .* raised: .*latent_dim in"
+    ):
         sampler(Gan(g, EXACT.gan.discriminator, 2), 10, rng())
 
 
 @pytest.mark.parametrize("sampler", ALL)
 def test_wrong_replicates(sampler):
     gan = Gan(mlp(2, (4,), 2, replicates=3, generator=rng()), EXACT.gan.discriminator, 2)
-    with pytest.raises(ValueError, match=r"does not take latents \(1, 100, 2\).*replicates"):
+    with pytest.raises(
+        ValueError, match=r"must map latents .* \(1, 100, 2\) .* raised: .*replicates"
+    ):
         sampler(gan, 10, rng())
 
 
@@ -564,7 +568,9 @@ def test_logits_that_are_not_numbers(sampler):
 
 @pytest.mark.parametrize("sampler", ALL)
 def test_a_discriminator_with_an_axis_too_many(sampler):
-    with pytest.raises(ValueError, match=r"logits \(R, n\), here \(1, 100\).*\(1, 100, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"logits \(R, n\); for \(1, 100, .* returned \(1, 100, 1\)"
+    ):
         sampler(with_logit(lambda d, x: d[..., None]), 10, rng())
 
 
@@ -579,11 +585,11 @@ def test_counts_must_be_positive(sampler):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": 0.5}, "at least 1 proposal for each sample, got 0.5"),
-        ({"budget": math.nan}, "at least 1 proposal for each sample, got nan"),
-        ({"budget": math.inf}, "at least 1 proposal for each sample, got inf, and finite"),
+        ({"budget": 0.5}, "finite and at least 1 proposal a sample, got 0.5"),
+        ({"budget": math.nan}, "finite and at least 1 proposal a sample, got nan"),
+        ({"budget": math.inf}, "finite and at least 1 proposal a sample, got inf"),
         ({"log_bound": math.nan}, "log_bound must be finite, got nan"),
-        ({"max_proposals": 9}, "max_proposals must be at least n = 10, got 9"),
+        ({"max_proposals": 9}, "max_proposals must be a whole number of at least 10, got 9"),
         ({"percentile": 0}, r"percentile must lie in \(0, 100\).*got 0"),
         ({"percentile": 95, "budget": 2}, "not both"),
         ({"n_pilot": 0}, "n_pilot must be a whole number of at least 1"),
