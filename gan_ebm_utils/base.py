@@ -515,7 +515,7 @@ def check_modules(**networks: object) -> None:
         if not isinstance(network, nn.Module):
             raise TypeError(
                 f"the {name} must be an nn.Module, got a {type(network).__name__}; give what it "
-                "calls, with layers around it, as Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
+                "calls, in layers as Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
             )
 
 

@@ -7,6 +7,7 @@ or what `datasets.minibatches` returns.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -137,16 +138,8 @@ def refit_discriminator(
     if not _weights(refitted):  # a network that was refitted or loaded before
         refitted.requires_grad_(True)
     with evaluating(gan.generator):
-        fit_discriminator(
-            refitted,
-            data,
-            _draws(gan),
-            gan_d_loss,
-            n_steps,
-            generator,
-            replicates=replicates,
-            **settings,
-        )
+        fit = functools.partial(fit_discriminator, replicates=replicates, **settings)
+        fit(refitted, data, _draws(gan), gan_d_loss, n_steps, generator)
     return gan._replace(discriminator=refitted.eval().requires_grad_(False))
 
 
@@ -331,10 +324,7 @@ def short_run(kernel: Kernel, k: int, noise: Sample) -> Negatives:
 
 def _check_sampler(data: Sample) -> None:
     if isinstance(data, Tensor):
-        raise TypeError(
-            "data must be a function (size, generator) to samples, got a tensor; give "
-            "datasets.minibatches(data)"
-        )
+        raise TypeError("data must be a sampler, got a tensor; give datasets.minibatches(data)")
 
 
 def _draws(gan: Gan) -> Sample:
@@ -376,10 +366,9 @@ def _descent(
             _, x, y, _ = arguments  # for a generator latents, which are finite, and its samples
             for kind, batch in (("real", x), ("generated", y)):
                 check_samples(**{f"the {kind} batch of step {step}": batch})
-            raise RuntimeError(
-                f"the {name}'s loss is not finite at step {step}: {total.tolist()}; lower the "
-                "learning rate or the step size of chains, add a penalty, or confine the energy"
-            )
+            found = f"the {name}'s loss is not finite at step {step}: {total.tolist()}"
+            line = "lower the learning rate or step size, add a penalty, or confine the energy"
+            raise RuntimeError(f"{found}; {line}")
         optimizer.param_groups[0]["lr"] = rate * share
         optimizer.zero_grad()
         total.sum().backward()
