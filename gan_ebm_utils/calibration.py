@@ -158,8 +158,8 @@ def calibrate_discriminator(
     [1.0, 0.0]
     """
     data = _like_samples(gan, data, generator, replicates)
-    _, fake = _draw(gan, (replicates, data.shape[1]), generator)
-    curve = calibrate(_logits(gan, data), fake, method).to(fake.device)
+    x = _passed(gan.generator, gan.prior((replicates, data.shape[1]), generator))
+    curve = calibrate(_logits(gan, data), _logits(gan, x), method).to(x.device)
     return gan._replace(discriminator=nn.Sequential(gan.discriminator, curve).eval())
 
 
@@ -240,8 +240,8 @@ def diagnose(
     """
     data = _like_samples(gan, data, generator, replicates)
     check_count(MIN_CALIBRATION, n=data.shape[1], n_draws=n_draws)
-    x, d = _draw(gan, (replicates, n_draws), generator)
-    real, d = _logits(gan, data).cpu(), d.cpu()
+    x = _passed(gan.generator, gan.prior((replicates, n_draws), generator))
+    real, d = _logits(gan, data).cpu(), _logits(gan, x).cpu()
     # In float64 but on the CPU, since not every device has it.
     weight = d.double().softmax(dim=1)
     beyond = (real > d.amax(dim=1, keepdim=True)).double().mean(dim=1)
@@ -273,22 +273,17 @@ def _like_samples(gan: Gan, data: Tensor, generator: torch.Generator, replicates
     """`data` as (R, n, *event), of the type and on the device of the generator's samples."""
     check_samples(data=data)
     z, _ = check_gan(gan, replicates, generator, depth=4)
-    with torch.no_grad(), evaluating(gan.generator):
-        x = gan.generator(z[:, :1])
+    x = _passed(gan.generator, z[:, :1])
     data = data.to(x) if data.ndim == x.ndim else data.to(x).expand(replicates, *data.shape)
     check_shape(data=(data, " ".join(map(str, (replicates, "n", *x.shape[2:])))))
     return data
 
 
-def _draw(gan: Gan, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Samples of the generator (R, n, *event) and their logits (R, n)."""
-    z = gan.prior(size, generator)
-    with torch.no_grad(), evaluating(gan.generator):
-        x = torch.cat([gan.generator(part) for part in z.split(1000, dim=1)], dim=1)
-    return x, _logits(gan, x)
+def _passed(network: nn.Module, x: Tensor) -> Tensor:
+    """network(x) for x (R, n, ...), a thousand samples of each replicate at a time."""
+    with torch.no_grad(), evaluating(network):
+        return torch.cat([network(part) for part in x.split(1000, dim=1)], dim=1)
 
 
 def _logits(gan: Gan, x: Tensor) -> Tensor:
-    with torch.no_grad(), evaluating(gan.discriminator):
-        parts = [gan.discriminator(part) for part in x.split(1000, dim=1)]
-    return at_least_float32(torch.cat(parts, dim=1))
+    return at_least_float32(_passed(gan.discriminator, x))

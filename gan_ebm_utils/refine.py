@@ -214,12 +214,10 @@ def mh_gan(
         z, moved = chain.positions[-1], chain.accepted_share > 0
         if data is not None and not moved.all():
             # As many chains in each replicate as the one with the most stuck chains needs.
-            stuck = (~moved).int().argsort(dim=1, descending=True, stable=True)
-            stuck = stuck[:, : int((~moved).sum(dim=1).max())]
-            fresh = gan.prior(tuple(stuck.shape), generator)
+            n_stuck = (~moved).sum(dim=1, keepdim=True)
+            fresh = gan.prior((replicates, int(n_stuck.max())), generator)
             fresh = run_chain(kernel, fresh, n_steps, generator, thin=n_steps).positions[-1]
-            rows = torch.arange(replicates, device=z.device)[:, None].expand_as(stuck)
-            z[rows, stuck] = torch.where(moved[rows, stuck, None], z[rows, stuck], fresh)
+            z[~moved] = fresh[torch.arange(fresh.shape[1], device=z.device) < n_stuck]
         samples = gan.generator(z)
     return Refined(samples, z, chain.acceptance_rate.mean(dim=1), calls())
 
@@ -245,7 +243,6 @@ def isir_gan(
     >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
     True
     """
-    check_count(n=n, n_steps=n_steps)
     kernel = isir(gan.logit, gan.prior, n_candidates)
     return _run(gan, kernel, n, generator, replicates, n_steps)
 
@@ -276,7 +273,6 @@ def ddls(
     >>> refined.samples.shape, refined.calls.backward  # 200 chains, 2 networks, start and steps
     (torch.Size([2, 100, 2]), 4000)
     """
-    check_count(n=n, n_steps=n_steps)
     mixed = mixture(*(kernel(energy(gan), size) for size in np.atleast_1d(step_size).tolist()))
     return _run(gan, mixed, n, generator, replicates, n_steps)
 
@@ -304,7 +300,6 @@ def dgflow(
     >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
     True
     """
-    check_count(n=n, n_steps=n_steps)
     kernel = langevin(flow_energy(gan, divergence), step_size, temperature)
     return _run(gan, kernel, n, generator, replicates, n_steps)
 
@@ -420,6 +415,7 @@ def _run(
     gan: Gan, kernel: Kernel, n: int, generator: torch.Generator, replicates: int, n_steps: int
 ) -> Refined:
     """The generator's samples at the last states of n chains from the prior."""
+    check_count(n=n, n_steps=n_steps)
     with _counting(gan) as calls:
         check_gan(gan, replicates, generator, depth=4)
         start = gan.prior((replicates, n), generator)
