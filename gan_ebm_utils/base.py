@@ -275,8 +275,7 @@ def _reached(*functions: object) -> tuple[list[nn.Module], list[Tensor]]:
             parts += [part.__self__, part.__func__]
         elif isinstance(part, FunctionType):
             # A function that is defined only later has a cell, which is still empty.
-            cells = [cell for cell in part.__closure__ or () if cell != CellType()]
-            parts += [cell.cell_contents for cell in cells]
+            parts += [c.cell_contents for c in part.__closure__ or () if c != CellType()]
             parts += [part.__globals__[n] for n in _names(part.__code__) if n in part.__globals__]
         elif callable(part) and not isinstance(part, type):
             parts += getattr(part, "__dict__", {}).values()

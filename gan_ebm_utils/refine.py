@@ -33,6 +33,7 @@ from gan_ebm_utils.base import (
     check_modules,
     check_positive,
     check_samples,
+    check_shape,
     count_calls,
     dtype_of,
     evaluating,
@@ -428,9 +429,7 @@ def _run(
 
 def _start_at(gan: Gan, data: Tensor, size: tuple[int, int]) -> Callable[[Tensor], State]:
     """A chain's first state whose energy is that of a real sample, which has no latent."""
-    if tuple(data.shape[:2]) != size:
-        found = f"{size} and the axes of a sample, got {tuple(data.shape)}"
-        raise ValueError(f"data must hold one start for each chain, {found}")
+    check_shape(data=(data, f"{size[0]} {size[1]} ..."))
     check_samples(data=data)
     data = data.to(dtype_of(gan.discriminator) or data.dtype)
     d = at_least_float32(gan.discriminator(data))

@@ -205,7 +205,7 @@ def test_a_chain_stuck_at_its_real_sample_is_run_anew():
 
 
 def test_data_of_the_wrong_size():
-    with pytest.raises(ValueError, match=r"data must hold one start for each chain, \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"data must be \(2, 5, \.\.\.\); got"):
         mh_gan(EXACT.gan, 5, rng(), replicates=2, data=torch.zeros(2, 4, 2))
 
 
