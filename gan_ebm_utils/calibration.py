@@ -17,16 +17,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from gan_ebm_utils.base import (
-    Gan,
-    at_least_float32,
-    check_count,
-    check_gan,
-    check_samples,
-    check_shape,
-    distances,
-    evaluating,
-)
+from gan_ebm_utils import base
+from gan_ebm_utils.base import Gan
 
 MIN_CALIBRATION = 100  # held-out logits of each class
 # Beyond these `diagnose` warns; its docstring says where they come from.
@@ -103,10 +95,10 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
     """
     if method not in ("platt", "temperature", "isotonic"):
         raise ValueError(f'method must be "platt", "temperature" or "isotonic", got {method!r}')
-    check_shape(real=(real, "R n"), fake=(fake, "R n"))
-    check_samples(real=real, fake=fake)
+    base.check_shape(real=(real, "R n"), fake=(fake, "R n"))
+    base.check_samples(real=real, fake=fake)
     n = real.shape[1]
-    check_count(MIN_CALIBRATION, **{"the number of held-out logits": n})
+    base.check_count(MIN_CALIBRATION, **{"the number of held-out logits": n})
     logits = torch.cat([fake, real], dim=1).detach().cpu().double().numpy()
     if (np.ptp(logits, axis=1) == 0).any():
         raise ValueError("all held-out logits are equal, so they tell nothing; calibrate another")
@@ -136,7 +128,7 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
         slope = np.stack([fit.coef_[0] for fit in fits]) / spread
         offset = np.stack([fit.intercept_ for fit in fits]) - slope * centre
         kind, parts = _Linear, (slope, 0 * offset if method == "temperature" else offset)
-    parts = [at_least_float32(real.detach()).new_tensor(part) for part in parts]
+    parts = [base.at_least_float32(real.detach()).new_tensor(part) for part in parts]
     if not all(part.isfinite().all() for part in parts):
         found = f"the logits spread by {spread.min():.3g} only, too little for {parts[0].dtype}"
         raise ValueError(f"{found}; multiply the discriminator's output, or give it in float64")
@@ -239,7 +231,7 @@ def diagnose(
     refinement has what it needs: 0.0% of the data lie where the ge
     """
     data = _like_samples(gan, data, generator, replicates)
-    check_count(MIN_CALIBRATION, n=data.shape[1], n_draws=n_draws)
+    base.check_count(MIN_CALIBRATION, n=data.shape[1], n_draws=n_draws)
     x = _passed(gan.generator, gan.prior((replicates, n_draws), generator))
     real, d = _logits(gan, data).cpu(), _logits(gan, x).cpu()
     # In float64 but on the CPU, since not every device has it.
@@ -247,7 +239,7 @@ def diagnose(
     beyond = (real > d.amax(dim=1, keepdim=True)).double().mean(dim=1)
     effective, largest = 1 / weight.square().sum(dim=1), weight.amax(dim=1)
     look = features or nn.Flatten()
-    with torch.no_grad(), evaluating(look):
+    with torch.no_grad(), base.evaluating(look):
         pairs = ((look(a).cpu(), look(b).cpu()) for a, b in zip(data, x, strict=True))
         is_missed = torch.stack([_is_missed(*pair) for pair in pairs])
     missed = is_missed.double().mean(dim=1)
@@ -261,9 +253,9 @@ def _is_missed(real: Tensor, fake: Tensor) -> Tensor:
     n, m = len(real), len(fake)
     k = max(10, math.ceil(100 * n / m))
     # A point is its own first neighbour.
-    radii = [part.kthvalue(k + 1, dim=1).values for part in distances(real, real)]
+    radii = [part.kthvalue(k + 1, dim=1).values for part in base.distances(real, real)]
     radius, count = torch.cat(radii), []
-    for part in distances(real, fake):
+    for part in base.distances(real, fake):
         near, radius = radius.split([len(part), len(radius) - len(part)])
         count.append((part <= near[:, None]).sum(dim=1))
     return torch.from_numpy(poisson.cdf(torch.cat(count).numpy(), k * m / n / 20) < 0.01)
@@ -271,19 +263,19 @@ def _is_missed(real: Tensor, fake: Tensor) -> Tensor:
 
 def _like_samples(gan: Gan, data: Tensor, generator: torch.Generator, replicates: int) -> Tensor:
     """`data` as (R, n, *event), of the type and on the device of the generator's samples."""
-    check_samples(data=data)
-    z, _ = check_gan(gan, replicates, generator, depth=4)
+    base.check_samples(data=data)
+    z, _ = base.check_gan(gan, replicates, generator, depth=4)
     x = _passed(gan.generator, z[:, :1])
     data = data.to(x) if data.ndim == x.ndim else data.to(x).expand(replicates, *data.shape)
-    check_shape(data=(data, " ".join(map(str, (replicates, "n", *x.shape[2:])))))
+    base.check_shape(data=(data, " ".join(map(str, (replicates, "n", *x.shape[2:])))))
     return data
 
 
 def _passed(network: nn.Module, x: Tensor) -> Tensor:
     """network(x) for x (R, n, ...), a thousand samples of each replicate at a time."""
-    with torch.no_grad(), evaluating(network):
+    with torch.no_grad(), base.evaluating(network):
         return torch.cat([network(part) for part in x.split(1000, dim=1)], dim=1)
 
 
 def _logits(gan: Gan, x: Tensor) -> Tensor:
-    return at_least_float32(_passed(gan.discriminator, x))
+    return base.at_least_float32(_passed(gan.discriminator, x))
