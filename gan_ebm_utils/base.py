@@ -265,10 +265,8 @@ def _reached(*functions: object) -> tuple[list[nn.Module], list[Tensor]]:
         if id(part) in known or isinstance(part, nn.Module | Tensor):
             continue
         known.add(id(part))
-        if isinstance(part, tuple | list):
-            parts += part
-        elif isinstance(part, dict):
-            parts += part.values()
+        if isinstance(part, tuple | list | dict):
+            parts += part.values() if isinstance(part, dict) else part
         elif isinstance(part, functools.partial):
             parts += [part.func, *part.args, *part.keywords.values()]
         elif isinstance(part, MethodType):
@@ -639,9 +637,8 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         is_closed = isinstance(error, PermissionError | FileExistsError | NotADirectoryError)
         if not is_closed and error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EROFS):
             raise  # of something else that the block does, as a download
-        raise OSError(
-            f"nothing was written to {folder}, give a folder with room: {error}"
-        ) from error
+        found = f"nothing was written to {folder}"
+        raise OSError(f"{found}, give a folder with room: {error}") from error
 
 
 def _lock(file: BinaryIO, wait: bool) -> None:

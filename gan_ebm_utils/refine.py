@@ -84,10 +84,9 @@ def drs(
             m = min(batch_size, max_proposals - n_tried)
             # Five standard deviations behind the pace that would reach n, and ten for small counts.
             if not m or least + 5 * math.sqrt(least) + 10 < n * n_tried / max_proposals:
-                raise RuntimeError(
-                    f"a replicate kept {least} of {n_tried} proposals, too few to reach n = {n} "
-                    f"with {max_proposals}; raise max_proposals, or keep more by percentile, budget"
-                )
+                found = f"a replicate kept {least} of {n_tried} proposals, too few to reach n = {n}"
+                line = f"with {max_proposals}; raise max_proposals, or set percentile or budget"
+                raise RuntimeError(f"{found} {line}")
             z, d = _propose(gan, (replicates, m), generator)
             n_tried += m
             rule, kept = _raised(rule, kept, d, generator)
@@ -365,8 +364,8 @@ def lipschitz_estimate(
     with torch.no_grad(), base.evaluating(gan.generator, gan.discriminator):
         z = gan.prior((replicates, 2 * n_draws * n_pairs), generator)
         x = gan.generator(z)
-        d, points = gan.discriminator(x), z if space == "latent" else x.flatten(2)
-        d, points = base.at_least_float32(d), base.at_least_float32(points)
+        d = base.at_least_float32(gan.discriminator(x))
+        points = base.at_least_float32(z if space == "latent" else x.flatten(2))
         rise = (d[:, ::2] - d[:, 1::2]).abs()
         run = (points[:, ::2] - points[:, 1::2]).norm(dim=2)
         slope = torch.where(run > 0, rise / run, 0.0)
