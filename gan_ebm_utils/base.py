@@ -34,19 +34,13 @@ Box = tuple[float, float, float, float]
 _CHUNK = 2**22
 # What the networks of a `Gan` map, and the lines that mend the usual mistakes.
 _MAPS = {
-    "generator": (
-        "latents (R, n, latent_dim) to samples (R, n, *event)",
-        "write Single(G), G being the network; Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
-        " where latents have axes; nn.Sequential(Single(G), nn.Unflatten(1, (-1, 1))) for samples "
-        "on a line; replicates, and latent_dim in Gan(generator, discriminator, latent_dim), are "
-        "those that the network was built with",
-    ),
-    "discriminator": (
-        "samples (R, n, *event) to logits (R, n)",
-        "write Single(D), D returning one number for each sample; for flat samples "
-        "Single(nn.Sequential(nn.Flatten(), D)), for a map of logits "
-        "Single(nn.Sequential(D, nn.AdaptiveAvgPool2d(1)))",
-    ),
+    "generator": "latents (R, n, latent_dim) to samples (R, n, *event); write Single(G), or where "
+    "latents have axes Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G)), or for samples on a "
+    "line nn.Sequential(Single(G), nn.Unflatten(1, (-1, 1))), G being the network; replicates, and "
+    "latent_dim in Gan(generator, discriminator, latent_dim), are those that G was built with",
+    "discriminator": "samples (R, n, *event) to logits (R, n); write Single(D), D returning one "
+    "number for each sample, or for flat samples Single(nn.Sequential(nn.Flatten(), D)), or for a "
+    "map of logits Single(nn.Sequential(D, nn.AdaptiveAvgPool2d(1)))",
 }
 
 
@@ -469,7 +463,7 @@ def check_gan(
     >>> gan = Gan(nn.Linear(3, 2), nn.Linear(2, 1), 3)
     >>> check_gan(gan, 1, seeded(0, "cpu"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: the discriminator must map ... it returned (1, 100, 1); write Single(D), ...
+    ValueError: given ... the discriminator returned (1, 100, 1); ... write Single(D), ...
     """
     check_count(replicates=replicates, latent_dim=gan.latent_dim)
     check_modules(generator=gan.generator, discriminator=gan.discriminator)
@@ -518,7 +512,14 @@ def check_modules(**networks: object) -> None:
 
 def _tried(name: str, network: nn.Module, x: Tensor) -> Tensor:
     """network(x), or ValueError with what to write so that it works."""
-    made, mending = _MAPS[name]
+    cause, mending = None, f"it must map {_MAPS[name]}"
+    try:
+        y = network(x)
+        if y.shape[:2] == x.shape[:2] and (y.ndim == 2) == (name == "discriminator"):
+            return y
+        found = f"returned {tuple(y.shape)}"
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        found, cause = f"raised: {error}", error
     for weight in _weights([network]):
         dtype = weight.dtype if weight.is_floating_point() else x.dtype
         if (weight.device, dtype) != (x.device, x.dtype):
@@ -527,16 +528,8 @@ def _tried(name: str, network: nn.Module, x: Tensor) -> Tensor:
                 "float64, by .float() or .double(), and on one device; write "
                 f'seeded(0, "{weight.device}"), or move both networks with .to("{x.device}")'
             )
-    cause = None
-    try:
-        y = network(x)
-        if y.shape[:2] == x.shape[:2] and (y.ndim == 2) == (name == "discriminator"):
-            return y
-        found = f"returned {tuple(y.shape)}"
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        found, cause = f"raised: {error}", error
-    found = f"for {tuple(x.shape)} of {x.dtype} it {found}"
-    raise ValueError(f"the {name} must map {made}; {found}; {mending}") from cause
+    found = f"given {tuple(x.shape)} of {x.dtype} the {name} {found}"
+    raise ValueError(f"{found}; {mending}") from cause
 
 
 def is_count(number: object, least: int = 1) -> bool:

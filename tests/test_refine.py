@@ -442,13 +442,11 @@ def test_a_gan_of_doubles_is_sampled_in_doubles(sampler):
     refined = sampler(gan, 20, rng())
     assert refined.samples.dtype == refined.latents.dtype == torch.float64
     mixed = gan._replace(generator=gan.generator.float())
-    with pytest.raises(
-        ValueError,
-        match=r"samples .* of torch.float32.*weights are torch.float64.*\.float\(\) or \.double",
-    ):
+    said = r"of torch.float32 the discriminator raised.*are torch.float64.*\.float\(\) or \.double"
+    with pytest.raises(ValueError, match=said):
         sampler(mixed, 20, rng())
     half = Gan(*(network.bfloat16() for network in plain_gan()[:2]), 2)
-    with pytest.raises(ValueError, match="latents .* of torch.float32.*must be float32"):
+    with pytest.raises(ValueError, match="of torch.float32 the generator raised.*must be float32"):
         sampler(half, 20, rng())
 
 
@@ -546,7 +544,8 @@ def test_a_probability_for_a_logit_is_noticed(sampler):
 def test_a_wrong_latent_size(sampler):
     g = mlp(3, (4,), 2, generator=rng())
     with pytest.raises(
-        ValueError, match=r"must map latents .* \(1, 100, 2\) .* raised: .*latent_dim in"
+        ValueError,
+        match=r"given \(1, 100, 2\) .* generator raised: .* must map latents .*latent_dim in",
     ):
         sampler(Gan(g, EXACT.gan.discriminator, 2), 10, rng())
 
@@ -555,7 +554,8 @@ def test_a_wrong_latent_size(sampler):
 def test_wrong_replicates(sampler):
     gan = Gan(mlp(2, (4,), 2, replicates=3, generator=rng()), EXACT.gan.discriminator, 2)
     with pytest.raises(
-        ValueError, match=r"must map latents .* \(1, 100, 2\) .* raised: .*replicates"
+        ValueError,
+        match=r"given \(1, 100, 2\) .* generator raised: .* must map latents .*replicates",
     ):
         sampler(gan, 10, rng())
 
@@ -569,7 +569,7 @@ def test_logits_that_are_not_numbers(sampler):
 @pytest.mark.parametrize("sampler", ALL)
 def test_a_discriminator_with_an_axis_too_many(sampler):
     with pytest.raises(
-        ValueError, match=r"logits \(R, n\); for \(1, 100, .* returned \(1, 100, 1\)"
+        ValueError, match=r"given \(1, 100, .* returned \(1, 100, 1\); it must .* logits \(R, n\)"
     ):
         sampler(with_logit(lambda d, x: d[..., None]), 10, rng())
 

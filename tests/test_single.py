@@ -213,7 +213,7 @@ def test_without_single_in_the_plane():
 
 
 def test_latents_of_a_dcgan():
-    line = "Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G)) where latents have axes"
+    line = "where latents have axes Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
     every_one_says(Gan(Dcgan(), Single(D()), LATENT), ValueError, line)
     every_one_says(Gan(Single(Dcgan()), Single(D()), LATENT), ValueError, line)
     mended = Single(nn.Sequential(nn.Unflatten(1, (LATENT, 1, 1)), Dcgan()))
