@@ -7,7 +7,6 @@ or what `datasets.minibatches` returns.
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -138,8 +137,8 @@ def refit_discriminator(
     if not _weights(refitted):  # a network that was refitted or loaded before
         refitted.requires_grad_(True)
     with base.evaluating(gan.generator):
-        fit = functools.partial(fit_discriminator, replicates=replicates, **settings)
-        fit(refitted, data, _draws(gan), gan_d_loss, n_steps, generator)
+        settings["replicates"] = replicates
+        fit_discriminator(refitted, data, _draws(gan), gan_d_loss, n_steps, generator, **settings)
     return gan._replace(discriminator=refitted.eval().requires_grad_(False))
 
 
