@@ -32,6 +32,16 @@ Box = tuple[float, float, float, float]
 
 # Distances held in memory at once (32 MB in float64).
 _CHUNK = 2**22
+# What the networks of a `Gan` map, and the lines that mend the usual mistakes.
+_MAPS = {
+    "generator": "latents (R, n, latent_dim) to samples (R, n, *event); write Single(G), or where "
+    "latents have axes Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G)), or for samples on a "
+    "line nn.Sequential(Single(G), nn.Unflatten(1, (-1, 1))), G being the network; replicates, and "
+    "latent_dim in Gan(generator, discriminator, latent_dim), are those that G was built with",
+    "discriminator": "samples (R, n, *event) to logits (R, n); write Single(D), D returning one "
+    "number for each sample, or for flat samples Single(nn.Sequential(nn.Flatten(), D)), or for a "
+    "map of logits Single(nn.Sequential(D, nn.AdaptiveAvgPool2d(1)))",
+}
 
 
 class Distribution(NamedTuple):
@@ -93,17 +103,13 @@ class Single(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or len(x) != 1:
-            raise ValueError(
-                f"Single is one replicate and takes (1, n, ...), got {tuple(x.shape)}; leave out "
-                "replicates, and give one sample after another"
-            )
-        y = self.network(x.squeeze(0))
-        if not isinstance(y, Tensor) or not y.ndim or len(y) != x.shape[1]:
+            found = f"takes (1, n, ...), got {tuple(x.shape)}"
+            raise ValueError(f"Single is one replicate and {found}; leave out replicates")
+        y, n = self.network(x.squeeze(0)), x.shape[1]
+        if not isinstance(y, Tensor) or not y.ndim or len(y) != n:
             found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise ValueError(
-                f"the network in Single must map ({x.shape[1]}, ...) to ({x.shape[1]}, ...), a row "
-                f"for each sample; for {tuple(x.shape[1:])} it returned {found}"
-            )
+            made = f"({n}, ...) to ({n}, ...), a row for each sample"
+            raise ValueError(f"the network in Single must map {made}; it returned {found}")
         return y.reshape(1, -1) if y.numel() == len(y) else y.unsqueeze(0)
 
 
@@ -183,9 +189,8 @@ def default_device() -> torch.device:
         torch.Generator(device)
     # PyTorch raises AssertionError for CUDA in a build without it.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f'GAN_EBM_DEVICE is {name!r}, which cannot be used here; give "cpu", "cuda" or "mps"'
-        ) from error
+        found = f"GAN_EBM_DEVICE is {name!r}, which cannot be used here"
+        raise ValueError(f'{found}; give "cpu", "cuda" or "mps"') from error
     return device
 
 
@@ -254,18 +259,15 @@ def _reached(*functions: object) -> tuple[list[nn.Module], list[Tensor]]:
         if id(part) in known or isinstance(part, nn.Module | Tensor):
             continue
         known.add(id(part))
-        if isinstance(part, tuple | list):
-            parts += part
-        elif isinstance(part, dict):
-            parts += part.values()
+        if isinstance(part, tuple | list | dict):
+            parts += part.values() if isinstance(part, dict) else part
         elif isinstance(part, functools.partial):
             parts += [part.func, *part.args, *part.keywords.values()]
         elif isinstance(part, MethodType):
             parts += [part.__self__, part.__func__]
         elif isinstance(part, FunctionType):
             # A function that is defined only later has a cell, which is still empty.
-            cells = [cell for cell in part.__closure__ or () if cell != CellType()]
-            parts += [cell.cell_contents for cell in cells]
+            parts += [c.cell_contents for c in part.__closure__ or () if c != CellType()]
             parts += [part.__globals__[n] for n in _names(part.__code__) if n in part.__globals__]
         elif callable(part) and not isinstance(part, type):
             parts += getattr(part, "__dict__", {}).values()
@@ -407,9 +409,8 @@ def check_samples(**samples: Tensor) -> None:
             raise ValueError(f"{name} is empty: shape {tuple(x.shape)}; give at least one sample")
         if bad := int((~x.isfinite()).sum()):
             what = "value that is" if bad == 1 else "values that are"
-            raise ValueError(
-                f"{name} holds {bad} {what} not finite (of {x.numel()}); remove such points first"
-            )
+            found = f"{bad} {what} not finite (of {x.numel()})"
+            raise ValueError(f"{name} holds {found}; remove such points first")
 
 
 def check_positive(**numbers: float) -> None:
@@ -462,23 +463,20 @@ def check_gan(
     >>> gan = Gan(nn.Linear(3, 2), nn.Linear(2, 1), 3)
     >>> check_gan(gan, 1, seeded(0, "cpu"))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: the discriminator must map ... it returned (1, 100, 1); write Single(D), ...
+    ValueError: given ... the discriminator returned (1, 100, 1); ... write Single(D), ...
     """
     check_count(replicates=replicates, latent_dim=gan.latent_dim)
     check_modules(generator=gan.generator, discriminator=gan.discriminator)
     own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
     z = gan.prior((replicates, 100), own)
     with torch.no_grad(), evaluating(*gan[:2]):
-        x = _tried("generator", "latents", gan.generator, z)
-        d = at_least_float32(_tried("discriminator", "samples", gan.discriminator, x))
+        x = _tried("generator", gan.generator, z)
+        d = at_least_float32(_tried("discriminator", gan.discriminator, x))
     if depth:
         check_logits(d)
     if depth and d.min() >= 0 and d.max() <= 1 and d.min() < d.max():
-        warnings.warn(
-            "all logits lie in [0, 1]: if the discriminator returns probabilities D, give it the "
-            "logit log D - log(1 - D), its output before the sigmoid, and refit it",
-            stacklevel=depth,
-        )
+        line = "give the logit log D - log(1 - D), its output before the sigmoid, and refit it"
+        warnings.warn(f"all logits lie in [0, 1]: for probabilities D {line}", stacklevel=depth)
     return z, d
 
 
@@ -490,10 +488,8 @@ def check_logits(d: Tensor) -> None:
     FloatingPointError: 1 of 2 logits are nan or infinite; regularise or calibrate the discriminator
     """
     if bad := int((~d.isfinite()).sum()):
-        raise FloatingPointError(
-            f"{bad} of {d.numel()} logits are nan or infinite; regularise or calibrate the "
-            "discriminator"
-        )
+        found = f"{bad} of {d.numel()} logits are nan or infinite"
+        raise FloatingPointError(f"{found}; regularise or calibrate the discriminator")
 
 
 def check_modules(**networks: object) -> None:
@@ -501,78 +497,39 @@ def check_modules(**networks: object) -> None:
 
     >>> check_modules(discriminator=lambda x: x)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    TypeError: the discriminator must be an nn.Module, whose weights and mode can be found, got ...
+    TypeError: the discriminator must be an nn.Module, got a function; give what it calls, ...
     """
     for name, network in networks.items():
         if network is None:
-            raise TypeError(
-                f"the {name} is None; refit_discriminator(gan, Single(D), minibatches(data), "
-                "n_steps, generator) fits a new discriminator D"
-            )
+            line = "refit_discriminator(gan, Single(D), minibatches(data), n_steps, generator)"
+            raise TypeError(f"the {name} is None; {line} fits a new discriminator D")
         if not isinstance(network, nn.Module):
             raise TypeError(
-                f"the {name} must be an nn.Module, whose weights and mode can be found, got a "
-                f"{type(network).__name__}; give the network that it calls, with what comes before "
-                "or after as layers, as Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
+                f"the {name} must be an nn.Module, got a {type(network).__name__}; give what it "
+                "calls, in layers as Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
             )
 
 
-def _tried(name: str, what: str, network: nn.Module, x: Tensor) -> Tensor:
+def _tried(name: str, network: nn.Module, x: Tensor) -> Tensor:
     """network(x), or ValueError with what to write so that it works."""
-    axes, made = "(R, n, latent_dim)", "samples (R, n, *event)"
-    if name == "discriminator":
-        axes, made = "(R, n, *event)", "logits (R, n)"
-
-    def fits(y: Tensor) -> bool:
-        return y.shape[:2] == x.shape[:2] and (y.ndim == 2) == (name == "discriminator")
-
+    cause, mending = None, f"it must map {_MAPS[name]}"
     try:
-        if fits(y := network(x)):
+        y = network(x)
+        if y.shape[:2] == x.shape[:2] and (y.ndim == 2) == (name == "discriminator"):
             return y
+        found = f"returned {tuple(y.shape)}"
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"the {name} does not take {what} {tuple(x.shape)} of {x.dtype}, which is {axes}: "
-            f"{error}; {_mending(name, network, x, fits)}"
-        ) from error
-    raise ValueError(
-        f"the {name} must map {what} {axes} to {made}, here {tuple(x.shape[:2])}; it returned "
-        f"{tuple(y.shape)}; {_mending(name, network, x, fits)}"
-    )
-
-
-def _mending(name: str, network: nn.Module, x: Tensor, fits: Callable[[Tensor], bool]) -> str:
-    """What to write so that `network` takes x (R, n, ...), found by trying where that helps."""
-    for weight in itertools.chain(network.parameters(), network.buffers()):
-        if weight.device != x.device:
-            return (
-                f"its weights lie on {weight.device}, what it is given on {x.device}: write "
+        found, cause = f"raised: {error}", error
+    for weight in _weights([network]):
+        dtype = weight.dtype if weight.is_floating_point() else x.dtype
+        if (weight.device, dtype) != (x.device, x.dtype):
+            mending = (
+                f"its weights are {dtype} on {weight.device}: all must be float32, or all "
+                "float64, by .float() or .double(), and on one device; write "
                 f'seeded(0, "{weight.device}"), or move both networks with .to("{x.device}")'
             )
-        if weight.is_floating_point() and weight.dtype != x.dtype:
-            return (
-                f"its weights are {weight.dtype}, and all must be float32, or all float64: give "
-                "both networks one type with .float() or .double()"
-            )
-    own = network.network if isinstance(network, Single) else network
-    letter, size = name[0].upper(), math.prod(x.shape[2:])
-    ways = [[own], [nn.Flatten(), own], [own, nn.AdaptiveAvgPool2d(1)]]
-    if name == "generator":
-        ways = [[own], [nn.Unflatten(1, (size, 1, 1)), own]]  # as a DCGAN takes its latents
-    for layers in ways:
-        with contextlib.suppress(Exception):
-            if fits(Single(nn.Sequential(*layers))(x)):
-                terms = [letter if layer is own else f"nn.{layer}" for layer in layers]
-                line = terms[0] if len(terms) == 1 else f"nn.Sequential({', '.join(terms)})"
-                return f"write Single({line}), {letter} being the network"
-    if name == "discriminator":
-        return "let it return one number for each sample"
-    sizes = (getattr(m, "in_features", getattr(m, "in_channels", None)) for m in own.modules())
-    takes = next(filter(None, sizes), size)
-    hint = f", perhaps Gan(generator, discriminator, {takes})" if takes != size else ""
-    return (
-        f"give replicates, and the Gan latent_dim, as the generator was built{hint}; samples on a "
-        "line need an axis, nn.Sequential(Single(G), nn.Unflatten(1, (-1, 1)))"
-    )
+    found = f"given {tuple(x.shape)} of {x.dtype} the {name} {found}"
+    raise ValueError(f"{found}; {mending}") from cause
 
 
 def is_count(number: object, least: int = 1) -> bool:
@@ -607,10 +564,7 @@ def environment_path(name: str) -> Path | None:
         return Path(given)
     path = os.path.expanduser(os.path.expandvars(given))
     if path.startswith("~") or re.search(r"\$\w|\$\{", path):
-        raise ValueError(
-            f"{name} is {given!r}, in which a home or a variable is not known here; set it to the "
-            "path itself"
-        )
+        raise ValueError(f"{name} is {given!r}, whose ~ or $ is not known here; set the whole path")
     return Path(path)
 
 
@@ -676,9 +630,8 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         is_closed = isinstance(error, PermissionError | FileExistsError | NotADirectoryError)
         if not is_closed and error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EROFS):
             raise  # of something else that the block does, as a download
-        raise OSError(
-            f"nothing was written to {folder}, give a folder with room that takes files: {error}"
-        ) from error
+        found = f"nothing was written to {folder}"
+        raise OSError(f"{found}, give a folder with room: {error}") from error
 
 
 def _lock(file: BinaryIO, wait: bool) -> None:

@@ -17,15 +17,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from gan_ebm_utils.base import (
-    Gan,
-    at_least_float32,
-    check_count,
-    check_gan,
-    check_samples,
-    distances,
-    evaluating,
-)
+from gan_ebm_utils import base
+from gan_ebm_utils.base import Gan
 
 MIN_CALIBRATION = 100  # held-out logits of each class
 # Beyond these `diagnose` warns; its docstring says where they come from.
@@ -45,15 +38,15 @@ class _Linear(nn.Module):
 
 
 class _Monotone(nn.Module):
-    """Piecewise linear through points (knots, values) of each replicate, constant beyond them.
+    """Piecewise linear through points (knots, logit(shares)) of each replicate, flat beyond them.
 
     Both are (R, m); a replicate with fewer points repeats its last one.
     """
 
-    def __init__(self, knots: Tensor, values: Tensor) -> None:
+    def __init__(self, knots: Tensor, shares: Tensor) -> None:
         super().__init__()
         self.register_buffer("knots", knots)
-        self.register_buffer("values", values)
+        self.register_buffer("values", shares.logit())
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         for name, buffer in self.named_buffers():  # m is that of the data a map was fitted to
@@ -63,11 +56,9 @@ class _Monotone(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, d: Tensor) -> Tensor:
-        if len(d) != len(self.knots):
-            raise ValueError(
-                f"this calibration was fitted to {len(self.knots)} replicates, got logits "
-                f"{tuple(d.shape)}"
-            )
+        if len(d) != (fitted := len(self.knots)):
+            found = f"got logits {tuple(d.shape)}"
+            raise ValueError(f"this calibration was fitted to {fitted} replicates, {found}")
         d = d.to(torch.promote_types(d.dtype, self.knots.dtype))
         x, y = self.knots.to(d.dtype), self.values.to(d.dtype)
         # Within the knots the search never ends at a repeated one.
@@ -104,65 +95,44 @@ def calibrate(real: Tensor, fake: Tensor, method: str = "platt") -> nn.Module:
     """
     if method not in ("platt", "temperature", "isotonic"):
         raise ValueError(f'method must be "platt", "temperature" or "isotonic", got {method!r}')
-    if real.ndim != 2 or real.shape != fake.shape:
-        raise ValueError(
-            f"real and fake must be logits (R, n) of one shape, got {tuple(real.shape)} and "
-            f"{tuple(fake.shape)}"
-        )
-    check_samples(real=real, fake=fake)
+    base.check_shape(real=(real, "R n"), fake=(fake, "R n"))
+    base.check_samples(real=real, fake=fake)
     n = real.shape[1]
-    if n < MIN_CALIBRATION:
-        raise ValueError(
-            f"{n} held-out logits of each class are too few to calibrate; give at least "
-            f"{MIN_CALIBRATION}"
-        )
-    if bool((torch.cat([real, fake], dim=1) == real[:, :1]).all(dim=1).any()):
-        raise ValueError("all held-out logits are equal, so they tell nothing; calibrate another")
-    apart = (real.amin(dim=1) > fake.amax(dim=1)) | (real.amax(dim=1) < fake.amin(dim=1))
-    if bool(apart.any()):
-        raise ValueError(
-            "a threshold separates the held-out logits of real and generated samples: no "
-            "calibration is finite; regularise the discriminator, or hold out more"
-        )
+    base.check_count(MIN_CALIBRATION, **{"the number of held-out logits": n})
     logits = torch.cat([fake, real], dim=1).detach().cpu().double().numpy()
+    if (np.ptp(logits, axis=1) == 0).any():
+        raise ValueError("all held-out logits are equal, so they tell nothing; calibrate another")
+    if ((real.amin(dim=1) > fake.amax(dim=1)) | (real.amax(dim=1) < fake.amin(dim=1))).any():
+        line = "regularise the discriminator, or hold out more"
+        raise ValueError(f"a threshold separates the held-out logits of both classes; {line}")
     labels = np.repeat([0, 1], n)
     centre, spread = logits.mean(axis=1, keepdims=True), logits.std(axis=1, keepdims=True)
     logits = (logits - centre) / spread
     # The sign of the slope that maximises the likelihood of balanced classes.
     wrong = np.flatnonzero(logits[:, n:].mean(axis=1) < logits[:, :n].mean(axis=1))
     if len(wrong):
-        warnings.warn(
-            f"in {len(wrong)} of {len(logits)} replicates generated samples have the higher "
-            "mean logit: the discriminator is the wrong way round, or blind; a logit is high where "
-            "a sample is real",
-            stacklevel=2,
-        )
-
-    def stored(rows: np.ndarray) -> Tensor:
-        tensor = at_least_float32(real.detach()).new_tensor(rows)
-        if not tensor.isfinite().all():
-            raise ValueError(
-                f"the logits spread by {float(spread.min()):.3g} only, too little for "
-                f"{tensor.dtype}; multiply the discriminator's output, or give it in float64"
-            )
-        return tensor
-
+        found = f"in {len(wrong)} of {len(logits)} replicates generated samples have higher logits"
+        warnings.warn(f"{found}: the discriminator is the wrong way round, or blind", stacklevel=2)
     if method == "isotonic":
         # A generated sample above all and a real one below all: no step holds one class only.
         labels = np.append(labels, [0, 1])
         rows = [np.append(row, [row.max(), row.min()]) for row in logits]
         fits = [IsotonicRegression().fit(row, labels) for row in rows]
-        longest = max(len(fit.X_thresholds_) for fit in fits)
-
-        knots, shares = (
-            np.stack([np.pad(end, (0, longest - len(end)), "edge") for end in ends])
-            for ends in zip(*((fit.X_thresholds_, fit.y_thresholds_) for fit in fits), strict=True)
-        )
-        return _Monotone(stored(centre + spread * knots), stored(shares).logit())
-    fits = [LogisticRegression(C=math.inf).fit(row[:, None], labels) for row in logits]
-    slope = np.stack([fit.coef_[0] for fit in fits]) / spread
-    offset = np.stack([fit.intercept_ for fit in fits]) - slope * centre
-    return _Linear(stored(slope), stored(0 * offset if method == "temperature" else offset))
+        ends = [np.stack([fit.X_thresholds_, fit.y_thresholds_]) for fit in fits]
+        longest = max(end.shape[1] for end in ends)
+        ends = [np.pad(end, ((0, 0), (0, longest - end.shape[1])), "edge") for end in ends]
+        knots, shares = np.stack(ends, axis=1)
+        kind, parts = _Monotone, (centre + spread * knots, shares)
+    else:
+        fits = [LogisticRegression(C=math.inf).fit(row[:, None], labels) for row in logits]
+        slope = np.stack([fit.coef_[0] for fit in fits]) / spread
+        offset = np.stack([fit.intercept_ for fit in fits]) - slope * centre
+        kind, parts = _Linear, (slope, 0 * offset if method == "temperature" else offset)
+    parts = [base.at_least_float32(real.detach()).new_tensor(part) for part in parts]
+    if not all(part.isfinite().all() for part in parts):
+        found = f"the logits spread by {spread.min():.3g} only, too little for {parts[0].dtype}"
+        raise ValueError(f"{found}; multiply the discriminator's output, or give it in float64")
+    return kind(*parts)
 
 
 def calibrate_discriminator(
@@ -180,8 +150,8 @@ def calibrate_discriminator(
     [1.0, 0.0]
     """
     data = _like_samples(gan, data, generator, replicates)
-    _, fake = _draw(gan, (replicates, data.shape[1]), generator)
-    curve = calibrate(_logits(gan, data), fake, method).to(fake.device)
+    x = _passed(gan.generator, gan.prior((replicates, data.shape[1]), generator))
+    curve = calibrate(_logits(gan, data), _logits(gan, x), method).to(x.device)
     return gan._replace(discriminator=nn.Sequential(gan.discriminator, curve).eval())
 
 
@@ -214,9 +184,8 @@ class Diagnosis(NamedTuple):
         n, bad = len(self.is_enough), int((~self.is_enough).sum())
         verdict = "refinement has what it needs"
         if bad:
-            where = f" (in {bad} of {n} replicates)" if n > 1 else ""
             verdict = "refinement can raise a quality score and still move away from the data"
-            verdict += where
+            verdict += f" (in {bad} of {n} replicates)" if n > 1 else ""
         elif self.missed.max() > MAX_MISSED / 10:
             verdict += " but for the data that the generator misses"
         return (
@@ -264,15 +233,15 @@ def diagnose(
     refinement has what it needs: 0.0% of the data lie where the ge
     """
     data = _like_samples(gan, data, generator, replicates)
-    check_count(MIN_CALIBRATION, n=data.shape[1], n_draws=n_draws)
-    x, d = _draw(gan, (replicates, n_draws), generator)
-    real, d = _logits(gan, data).cpu(), d.cpu()
+    base.check_count(MIN_CALIBRATION, n=data.shape[1], n_draws=n_draws)
+    x = _passed(gan.generator, gan.prior((replicates, n_draws), generator))
+    real, d = _logits(gan, data).cpu(), _logits(gan, x).cpu()
     # In float64 but on the CPU, since not every device has it.
     weight = d.double().softmax(dim=1)
     beyond = (real > d.amax(dim=1, keepdim=True)).double().mean(dim=1)
     effective, largest = 1 / weight.square().sum(dim=1), weight.amax(dim=1)
     look = features or nn.Flatten()
-    with torch.no_grad(), evaluating(look):
+    with torch.no_grad(), base.evaluating(look):
         pairs = ((look(a).cpu(), look(b).cpu()) for a, b in zip(data, x, strict=True))
         is_missed = torch.stack([_is_missed(*pair) for pair in pairs])
     missed = is_missed.double().mean(dim=1)
@@ -286,9 +255,9 @@ def _is_missed(real: Tensor, fake: Tensor) -> Tensor:
     n, m = len(real), len(fake)
     k = max(10, math.ceil(100 * n / m))
     # A point is its own first neighbour.
-    radii = [part.kthvalue(k + 1, dim=1).values for part in distances(real, real)]
+    radii = [part.kthvalue(k + 1, dim=1).values for part in base.distances(real, real)]
     radius, count = torch.cat(radii), []
-    for part in distances(real, fake):
+    for part in base.distances(real, fake):
         near, radius = radius.split([len(part), len(radius) - len(part)])
         count.append((part <= near[:, None]).sum(dim=1))
     return torch.from_numpy(poisson.cdf(torch.cat(count).numpy(), k * m / n / 20) < 0.01)
@@ -296,29 +265,19 @@ def _is_missed(real: Tensor, fake: Tensor) -> Tensor:
 
 def _like_samples(gan: Gan, data: Tensor, generator: torch.Generator, replicates: int) -> Tensor:
     """`data` as (R, n, *event), of the type and on the device of the generator's samples."""
-    check_samples(data=data)
-    z, _ = check_gan(gan, replicates, generator, depth=4)
-    with torch.no_grad(), evaluating(gan.generator):
-        x = gan.generator(z[:, :1])
-    shape = data.shape if data.ndim == x.ndim else (replicates, *data.shape)
-    if (shape[0], *shape[2:]) != (replicates, *x.shape[2:]):
-        event = ", ".join(map(str, x.shape[2:]))
-        raise ValueError(
-            f"data must be samples ({replicates}, n, {event}), or (n, {event}) for all "
-            f"replicates, as the generator makes them; got {tuple(data.shape)}"
-        )
-    return data.to(x).expand(shape)
+    base.check_samples(data=data)
+    z, _ = base.check_gan(gan, replicates, generator, depth=4)
+    x = _passed(gan.generator, z[:, :1])
+    data = data.to(x) if data.ndim == x.ndim else data.to(x).expand(replicates, *data.shape)
+    base.check_shape(data=(data, " ".join(map(str, (replicates, "n", *x.shape[2:])))))
+    return data
 
 
-def _draw(gan: Gan, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Samples of the generator (R, n, *event) and their logits (R, n)."""
-    z = gan.prior(size, generator)
-    with torch.no_grad(), evaluating(gan.generator):
-        x = torch.cat([gan.generator(part) for part in z.split(1000, dim=1)], dim=1)
-    return x, _logits(gan, x)
+def _passed(network: nn.Module, x: Tensor) -> Tensor:
+    """network(x) for x (R, n, ...), a thousand samples of each replicate at a time."""
+    with torch.no_grad(), base.evaluating(network):
+        return torch.cat([network(part) for part in x.split(1000, dim=1)], dim=1)
 
 
 def _logits(gan: Gan, x: Tensor) -> Tensor:
-    with torch.no_grad(), evaluating(gan.discriminator):
-        parts = [gan.discriminator(part) for part in x.split(1000, dim=1)]
-    return at_least_float32(torch.cat(parts, dim=1))
+    return base.at_least_float32(_passed(gan.discriminator, x))

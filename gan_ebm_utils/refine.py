@@ -19,35 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_ebm_utils.base import (
-    Calls,
-    Energy,
-    Gan,
-    Kernel,
-    Refined,
-    State,
-    at_least_float32,
-    check_count,
-    check_gan,
-    check_logits,
-    check_modules,
-    check_positive,
-    check_samples,
-    count_calls,
-    dtype_of,
-    evaluating,
-    gradients,
-)
+from gan_ebm_utils import base, samplers
+from gan_ebm_utils.base import Calls, Energy, Gan, Kernel, Refined, State
 from gan_ebm_utils.energies import dot_energy, flow_energy, latent_energy
-from gan_ebm_utils.samplers import (
-    independence_mh,
-    isir,
-    langevin,
-    log_uniform,
-    mala,
-    mixture,
-    run_chain,
-)
 
 
 def drs(
@@ -86,50 +60,39 @@ def drs(
     >>> refined.samples.shape, round(float(refined.acceptance_rate) * math.exp(log_bound), 1)
     (torch.Size([1, 5000, 2]), 1.0)
     """
-    check_count(n=n, n_pilot=n_pilot, batch_size=batch_size)
+    base.check_count(n=n, n_pilot=n_pilot, batch_size=batch_size)
     if percentile is not None and budget is not None:
         raise ValueError("give percentile or budget, not both: each sets the rule of acceptance")
     if percentile is not None and not 0 < percentile < 100:
         raise ValueError(f"percentile must lie in (0, 100), as 80 for 80 %, got {percentile}")
     if budget is not None and not 1 <= budget < math.inf:
-        raise ValueError(
-            f"budget must be at least 1 proposal for each sample, got {budget}, and finite: with "
-            "fewer proposals than samples not one could be refused"
-        )
+        raise ValueError(f"budget must be finite and at least 1 proposal a sample, got {budget}")
     if log_bound is not None and not math.isfinite(log_bound):
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     if max_proposals is None:
         max_proposals = max(1_000_000, math.ceil(n * max(1000, 10 * (budget or 0))))
-    check_count(max_proposals=max_proposals)
-    if max_proposals < n:
-        raise ValueError(
-            f"max_proposals must be at least n = {n}, got {max_proposals}: each sample takes one"
-        )
+    base.check_count(n, max_proposals=max_proposals)  # each sample takes one
     with _counting(gan) as calls, torch.no_grad():
-        z, d = check_gan(gan, replicates, generator, depth=3)
+        z, d = base.check_gan(gan, replicates, generator, depth=3)
         if log_bound is None or percentile is not None or budget is not None:
             parts = [min(batch_size, n_pilot - i) for i in range(0, n_pilot, batch_size)]
             d = torch.cat([_propose(gan, (replicates, m), generator)[1] for m in parts], dim=1)
         rule = _rule(d, log_bound, percentile, budget)
         every = torch.arange(replicates, device=d.device)[:, None]
-        kept = _Kept(every[:0, 0], z.new_empty(0, gan.latent_dim), d.new_empty(0))
-        n_kept, n_tried = kept.row.bincount(minlength=replicates), 0
-        while (least := int(n_kept.min())) < n:
+        kept, n_tried = _Kept(every[:0, 0], z.new_empty(0, gan.latent_dim), d.new_empty(0)), 0
+        while (least := int((n_kept := kept.row.bincount(minlength=replicates)).min())) < n:
             m = min(batch_size, max_proposals - n_tried)
             # Five standard deviations behind the pace that would reach n, and ten for small counts.
             if not m or least + 5 * math.sqrt(least) + 10 < n * n_tried / max_proposals:
-                raise RuntimeError(
-                    f"a replicate kept {least} of {n_tried} proposals, too few to reach n = {n} "
-                    f"with {max_proposals}; raise max_proposals, or keep more with percentile or "
-                    "budget"
-                )
+                found = f"a replicate kept {least} of {n_tried} proposals, too few to reach n = {n}"
+                line = f"with {max_proposals}; raise max_proposals, or set percentile or budget"
+                raise RuntimeError(f"{found} {line}")
             z, d = _propose(gan, (replicates, m), generator)
             n_tried += m
             rule, kept = _raised(rule, kept, d, generator)
-            new = log_uniform(d, generator) < rule.log_accept(d, every)
+            new = samplers.log_uniform(d, generator) < rule.log_accept(d, every)
             more = _Kept(every.expand_as(new)[new], z[new], d[new])
-            kept = _Kept(*(torch.cat(pair) for pair in zip(kept, more, strict=True)))
-            n_kept = kept.row.bincount(minlength=replicates)
+            kept = _Kept(*map(torch.cat, zip(kept, more, strict=True)))
         latents = torch.stack([kept.latents[kept.row == r][:n] for r in range(replicates)])
         samples = gan.generator(latents)
     return Refined(samples, latents, n_kept / n_tried, calls())
@@ -160,8 +123,8 @@ class _Kept(NamedTuple):
 def _propose(gan: Gan, size: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Latents of the prior and their logits."""
     z = gan.prior(size, generator)
-    d = at_least_float32(gan.logit(z))
-    check_logits(d)
+    d = base.at_least_float32(gan.logit(z))
+    base.check_logits(d)
     return z, d
 
 
@@ -184,7 +147,7 @@ def _raised(rule: _Rule, kept: _Kept, d: Tensor, generator: torch.Generator) -> 
         return rule, kept
     higher = rule._replace(bound=bound)
     thinner = higher.log_accept(kept.logits, kept.row) - rule.log_accept(kept.logits, kept.row)
-    stay = log_uniform(thinner, generator) < thinner
+    stay = samplers.log_uniform(thinner, generator) < thinner
     return higher, _Kept(*(part[stay] for part in kept))
 
 
@@ -213,28 +176,21 @@ def mh_gan(
     >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
     True
     """
-    check_count(n=n, n_steps=n_steps)
-    kernel = independence_mh(gan.logit, gan.prior)
+    base.check_count(n=n, n_steps=n_steps)
+    kernel = first = samplers.independence_mh(gan.logit, gan.prior)
     with _counting(gan) as calls, torch.no_grad():
-        check_gan(gan, replicates, generator, depth=3)
+        base.check_gan(gan, replicates, generator, depth=3)
         z = gan.prior((replicates, n), generator)
         if data is not None:
-            kernel = kernel._replace(init=_start_at(gan, data, (replicates, n)))
-        chain = run_chain(kernel, z, n_steps, generator, thin=n_steps)
+            first = kernel._replace(init=_start_at(gan, data, (replicates, n)))
+        chain = samplers.run_chain(first, z, n_steps, generator, thin=n_steps)
         z, moved = chain.positions[-1], chain.accepted_share > 0
         if data is not None and not moved.all():
             # As many chains in each replicate as the one with the most stuck chains needs.
-            stuck = (~moved).int().argsort(dim=1, descending=True, stable=True)
-            stuck = stuck[:, : int((~moved).sum(dim=1).max())]
-            fresh = run_chain(
-                independence_mh(gan.logit, gan.prior),
-                gan.prior(tuple(stuck.shape), generator),
-                n_steps,
-                generator,
-                thin=n_steps,
-            ).positions[-1]
-            rows = torch.arange(replicates, device=z.device)[:, None].expand_as(stuck)
-            z[rows, stuck] = torch.where(moved[rows, stuck, None], z[rows, stuck], fresh)
+            n_stuck = (~moved).sum(dim=1, keepdim=True)
+            start = gan.prior((replicates, int(n_stuck.max())), generator)
+            fresh = samplers.run_chain(kernel, start, n_steps, generator, thin=n_steps).positions
+            z[~moved] = fresh[-1, torch.arange(start.shape[1], device=z.device) < n_stuck]
         samples = gan.generator(z)
     return Refined(samples, z, chain.acceptance_rate.mean(dim=1), calls())
 
@@ -260,8 +216,7 @@ def isir_gan(
     >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
     True
     """
-    check_count(n=n, n_steps=n_steps)
-    kernel = isir(gan.logit, gan.prior, n_candidates)
+    kernel = samplers.isir(gan.logit, gan.prior, n_candidates)
     return _run(gan, kernel, n, generator, replicates, n_steps)
 
 
@@ -273,7 +228,7 @@ def ddls(
     replicates: int = 1,
     step_size: float | Sequence[float] = 0.01,
     n_steps: int = 1000,
-    kernel: Callable[[Energy, float], Kernel] = mala,
+    kernel: Callable[[Energy, float], Kernel] = samplers.mala,
     energy: Callable[[Gan], Energy] = latent_energy,
 ) -> Refined:
     """Discriminator-driven latent sampling: G of the last states of n Langevin chains on E(z).
@@ -291,9 +246,8 @@ def ddls(
     >>> refined.samples.shape, refined.calls.backward  # 200 chains, 2 networks, start and steps
     (torch.Size([2, 100, 2]), 4000)
     """
-    check_count(n=n, n_steps=n_steps)
-    sizes = np.atleast_1d(step_size).tolist()
-    mixed = mixture(*(kernel(energy(gan), size) for size in sizes))
+    kernels = (kernel(energy(gan), size) for size in np.atleast_1d(step_size).tolist())
+    mixed = samplers.mixture(*kernels)
     return _run(gan, mixed, n, generator, replicates, n_steps)
 
 
@@ -320,8 +274,7 @@ def dgflow(
     >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
     True
     """
-    check_count(n=n, n_steps=n_steps)
-    kernel = langevin(flow_energy(gan, divergence), step_size, temperature)
+    kernel = samplers.langevin(flow_energy(gan, divergence), step_size, temperature)
     return _run(gan, kernel, n, generator, replicates, n_steps)
 
 
@@ -353,17 +306,17 @@ def dot(
     >>> bool(gan.discriminator(refined.samples).mean() > gan.logit(gan.prior((1, 1000), g)).mean())
     True
     """
-    check_count(n=n, n_steps=n_steps)
-    check_positive(learning_rate=learning_rate)
+    base.check_count(n=n, n_steps=n_steps)
+    base.check_positive(learning_rate=learning_rate)
     _check_space(space)
     if tangent and space == "data":
         raise ValueError('tangent is for latents, whose prior lives near a sphere; use "latent"')
-    with _counting(gan) as calls, gradients():
-        check_gan(gan, replicates, generator, depth=3)
+    with _counting(gan) as calls, base.gradients():
+        base.check_gan(gan, replicates, generator, depth=3)
         start, mover = gan.prior((replicates, n), generator), gan
         if space == "data":
             with torch.no_grad():
-                start = at_least_float32(gan.generator(start))
+                start = base.at_least_float32(gan.generator(start))
             mover = Gan(nn.Identity(), gan.discriminator, math.prod(start.shape[2:]))
         if k is None:
             k = lipschitz_estimate(gan, generator, replicates=replicates, space=space)[:, None]
@@ -377,8 +330,7 @@ def dot(
             optimizer.step()
             if tangent:
                 radius = F.normalize(before, dim=2)
-                step_along = ((point.detach() - before) * radius).sum(dim=2, keepdim=True)
-                point.data -= step_along * radius
+                point.data -= ((point.data - before) * radius).sum(dim=2, keepdim=True) * radius
         point = point.detach()
         with torch.no_grad():
             samples = mover.generator(point)
@@ -407,13 +359,13 @@ def lipschitz_estimate(
     >>> lipschitz_estimate(gan, g, replicates=2).shape
     torch.Size([2])
     """
-    check_count(replicates=replicates, n_pairs=n_pairs, n_draws=n_draws)
+    base.check_count(replicates=replicates, n_pairs=n_pairs, n_draws=n_draws)
     _check_space(space)
-    with torch.no_grad(), evaluating(gan.generator, gan.discriminator):
+    with torch.no_grad(), base.evaluating(gan.generator, gan.discriminator):
         z = gan.prior((replicates, 2 * n_draws * n_pairs), generator)
         x = gan.generator(z)
-        d, points = gan.discriminator(x), z if space == "latent" else x.flatten(2)
-        d, points = at_least_float32(d), at_least_float32(points)
+        d = base.at_least_float32(gan.discriminator(x))
+        points = base.at_least_float32(z if space == "latent" else x.flatten(2))
         rise = (d[:, ::2] - d[:, 1::2]).abs()
         run = (points[:, ::2] - points[:, 1::2]).norm(dim=2)
         slope = torch.where(run > 0, rise / run, 0.0)
@@ -428,9 +380,8 @@ def _check_space(space: str) -> None:
 @contextlib.contextmanager
 def _counting(gan: Gan) -> Iterator[Callable[[], Calls]]:
     """Both networks in evaluation mode, and their calls."""
-    networks = gan.generator, gan.discriminator
-    check_modules(generator=gan.generator, discriminator=gan.discriminator)
-    with evaluating(*networks), count_calls(*networks) as calls:
+    base.check_modules(generator=gan.generator, discriminator=gan.discriminator)
+    with base.evaluating(*gan[:2]), base.count_calls(*gan[:2]) as calls:
         yield calls
 
 
@@ -438,10 +389,11 @@ def _run(
     gan: Gan, kernel: Kernel, n: int, generator: torch.Generator, replicates: int, n_steps: int
 ) -> Refined:
     """The generator's samples at the last states of n chains from the prior."""
+    base.check_count(n=n, n_steps=n_steps)
     with _counting(gan) as calls:
-        check_gan(gan, replicates, generator, depth=4)
+        base.check_gan(gan, replicates, generator, depth=4)
         start = gan.prior((replicates, n), generator)
-        chain = run_chain(kernel, start, n_steps, generator, thin=n_steps)
+        chain = samplers.run_chain(kernel, start, n_steps, generator, thin=n_steps)
         latents = chain.positions[-1]
         with torch.no_grad():
             samples = gan.generator(latents)
@@ -450,15 +402,11 @@ def _run(
 
 def _start_at(gan: Gan, data: Tensor, size: tuple[int, int]) -> Callable[[Tensor], State]:
     """A chain's first state whose energy is that of a real sample, which has no latent."""
-    if tuple(data.shape[:2]) != size:
-        raise ValueError(
-            f"data must hold one start for each chain, {size} and the axes of a sample, got "
-            f"{tuple(data.shape)}"
-        )
-    check_samples(data=data)
-    data = data.to(dtype_of(gan.discriminator) or data.dtype)
-    d = at_least_float32(gan.discriminator(data))
-    check_logits(d)
+    base.check_shape(data=(data, f"{size[0]} {size[1]} ..."))
+    base.check_samples(data=data)
+    data = data.to(base.dtype_of(gan.discriminator) or data.dtype)
+    d = base.at_least_float32(gan.discriminator(data))
+    base.check_logits(d)
     return lambda z: State(z.clone(), -d, None)
 
 
@@ -474,8 +422,6 @@ def _log_scale(pilot: Tensor, bound: Tensor, budget: float) -> Tensor:
     for _ in range(60):
         middle = (low + high) / 2
         rate = (pilot + middle[:, None]).clamp(max=0).exp().mean(dim=1)
-        low, high = (
-            torch.where(rate < 1 / budget, middle, low),
-            torch.where(rate < 1 / budget, high, middle),
-        )
+        low = torch.where(rate < 1 / budget, middle, low)
+        high = torch.where(rate < 1 / budget, high, middle)
     return low

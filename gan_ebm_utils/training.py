@@ -15,18 +15,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gan_ebm_utils.base import (
-    Gan,
-    Kernel,
-    Sample,
-    check_count,
-    check_gan,
-    check_positive,
-    check_samples,
-    evaluating,
-    gradients,
-    switched_off,
-)
+from gan_ebm_utils import base
+from gan_ebm_utils.base import Gan, Kernel, Sample
 from gan_ebm_utils.losses import gan_d_loss
 from gan_ebm_utils.samplers import ReplayBuffer, run_chain
 
@@ -40,20 +30,30 @@ Negatives = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class History(NamedTuple):
-    """The losses of each step, (n_steps, R), without the penalties; nan where none is yet."""
+    """The losses of each step, (n_steps, R), without the penalties; nan where none is yet.
+
+    >>> history = History(torch.full((500, 5), 1.4), torch.full((500, 5), 0.7))
+    >>> history.g_loss[-100:].mean(dim=0).shape  # of each replicate at the end
+    torch.Size([5])
+    """
 
     d_loss: Tensor
     g_loss: Tensor
 
 
 class EbmHistory(NamedTuple):
-    """The mean energies of each step on data and on negatives, (n_steps, R); nan where none yet."""
+    """The mean energies of each step on data and on negatives, (n_steps, R); nan where none yet.
+
+    >>> history = EbmHistory(torch.full((500, 5), -2.0), torch.full((500, 5), -1.5))
+    >>> bool((history.real < history.fake).all())  # as while an energy still learns
+    True
+    """
 
     real: Tensor
     fake: Tensor
 
 
-@gradients()
+@base.gradients()
 def fit_discriminator(
     discriminator: nn.Module,
     real: Sample,
@@ -86,7 +86,7 @@ def fit_discriminator(
     >>> loss.shape, bool(loss[-1] < loss[0])
     (torch.Size([50, 1]), True)
     """
-    check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
+    base.check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     _check_sampler(real)
     descend = _descent("discriminator", discriminator, learning_rate, (0.9, 0.99), penalty)
     losses = _record(n_steps, replicates, generator)
@@ -128,7 +128,7 @@ def refit_discriminator(
     >>> refitted.logit(exact.gan.prior((1, 5), g)).shape
     torch.Size([1, 5])
     """
-    check_gan(gan._replace(discriminator=discriminator), replicates, generator)
+    base.check_gan(gan._replace(discriminator=discriminator), replicates, generator)
     # What an earlier pass has left in a module, as the weight of `nn.utils.spectral_norm`, hangs on
     # a graph and cannot be copied otherwise.
     left = [t for module in discriminator.modules() for t in vars(module).values()]
@@ -136,21 +136,13 @@ def refit_discriminator(
     refitted = copy.deepcopy(discriminator, {id(t): t.detach().clone() for t in left})
     if not _weights(refitted):  # a network that was refitted or loaded before
         refitted.requires_grad_(True)
-    with evaluating(gan.generator):
-        fit_discriminator(
-            refitted,
-            data,
-            _draws(gan),
-            gan_d_loss,
-            n_steps,
-            generator,
-            replicates=replicates,
-            **settings,
-        )
+    with base.evaluating(gan.generator):
+        settings["replicates"] = replicates
+        fit_discriminator(refitted, data, _draws(gan), gan_d_loss, n_steps, generator, **settings)
     return gan._replace(discriminator=refitted.eval().requires_grad_(False))
 
 
-@gradients()
+@base.gradients()
 def train_gan(
     gan: Gan,
     data: Sample,
@@ -186,8 +178,8 @@ def train_gan(
     >>> train_gan(gan, datasets.moons().sample, *rule, 3, g, replicates=5).g_loss.shape
     torch.Size([3, 5])
     """
-    check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
-    check_gan(gan, replicates, generator)
+    base.check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size, d_steps=d_steps)
+    base.check_gan(gan, replicates, generator)
     _check_sampler(data)
     d_descend = _descent("discriminator", gan.discriminator, learning_rate, betas, penalty)
     g_descend = _descent("generator", gan.generator, learning_rate, betas, g_penalty)
@@ -202,7 +194,7 @@ def train_gan(
             value = d_loss(gan.discriminator(x), gan.discriminator(y))
             history.d_loss[step] = d_descend(value, step, share, gan.discriminator, x, y, generator)
         # The generator's gradient passes through the discriminator, whose weights need none.
-        with switched_off("requires_grad", gan.discriminator.parameters()):
+        with base.switched_off("requires_grad", gan.discriminator.parameters()):
             z = gan.prior(size, generator)
             y = gan.generator(z)
             value = g_loss(gan.discriminator(x), gan.discriminator(y))
@@ -212,7 +204,7 @@ def train_gan(
     return history
 
 
-@gradients()
+@base.gradients()
 def train_ebm(
     energy: nn.Module,
     data: Sample,
@@ -250,14 +242,14 @@ def train_ebm(
     >>> train_ebm(energy, datasets.moons().sample, cd1, 3, g, replicates=5).real.shape
     torch.Size([3, 5])
     """
-    check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
+    base.check_count(n_steps=n_steps, replicates=replicates, batch_size=batch_size)
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
     descend = _descent("energy", energy, learning_rate, betas, penalty)
     history = EbmHistory(*(_record(n_steps, replicates, generator) for _ in EbmHistory._fields))
     for step in tqdm(range(n_steps), desc="EBM"):
         x = data((replicates, batch_size), generator)
-        with evaluating(energy):
+        with base.evaluating(energy):
             y = negatives(x, generator).detach()
         if y.shape != x.shape:
             raise ValueError(f"negatives must be {tuple(x.shape)}, got {tuple(y.shape)}")
@@ -331,10 +323,7 @@ def short_run(kernel: Kernel, k: int, noise: Sample) -> Negatives:
 
 def _check_sampler(data: Sample) -> None:
     if isinstance(data, Tensor):
-        raise TypeError(
-            "data must be a function (size, generator) to samples, got a tensor; give "
-            "datasets.minibatches(data)"
-        )
+        raise TypeError("data must be a sampler, got a tensor; give datasets.minibatches(data)")
 
 
 def _draws(gan: Gan) -> Sample:
@@ -364,7 +353,7 @@ def _descent(
     name: str, network: nn.Module, rate: float, betas: tuple[float, float], penalty: Callable | None
 ) -> Callable[..., Tensor]:
     """A function that takes one step of Adam down losses (R,) plus their penalty."""
-    check_positive(learning_rate=rate)
+    base.check_positive(learning_rate=rate)
     if not (weights := _weights(network)):
         raise ValueError(f"the {name} has no weight to train; call its requires_grad_(True)")
     optimizer = torch.optim.Adam(weights, betas=betas, fused=True)
@@ -375,11 +364,10 @@ def _descent(
         if not total.isfinite().all():
             _, x, y, _ = arguments  # for a generator latents, which are finite, and its samples
             for kind, batch in (("real", x), ("generated", y)):
-                check_samples(**{f"the {kind} batch of step {step}": batch})
-            raise RuntimeError(
-                f"the {name}'s loss is not finite at step {step}: {total.tolist()}; lower the "
-                "learning rate or the step size of chains, add a penalty, or confine the energy"
-            )
+                base.check_samples(**{f"the {kind} batch of step {step}": batch})
+            found = f"the {name}'s loss is not finite at step {step}: {total.tolist()}"
+            line = "lower the learning rate or step size, add a penalty, or confine the energy"
+            raise RuntimeError(f"{found}; {line}")
         optimizer.param_groups[0]["lr"] = rate * share
         optimizer.zero_grad()
         total.sum().backward()

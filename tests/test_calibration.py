@@ -76,9 +76,19 @@ def test_a_calibrated_gan_samples_the_data():
 @pytest.mark.parametrize(
     ("real", "fake", "method", "message"),
     [
-        (torch.zeros(1, 99), torch.zeros(1, 99), "platt", "99 held-out logits .* too few"),
-        (torch.zeros(1, 200), torch.zeros(1, 100), "platt", "of one shape"),
-        (torch.zeros(200), torch.zeros(200), "platt", "must be logits"),
+        (
+            torch.zeros(1, 99),
+            torch.zeros(1, 99),
+            "platt",
+            "held-out logits must be a .* at least 100, got 99",
+        ),
+        (
+            torch.zeros(1, 200),
+            torch.zeros(1, 100),
+            "platt",
+            r"real must be .R, n., fake .R, n.; got .1, 200., .1, 100.",
+        ),
+        (torch.zeros(200), torch.zeros(200), "platt", r"real must be .R, n.,.* got .200,., .200,."),
         (torch.zeros(1, 200), torch.zeros(1, 200), "beta", 'method must be "platt"'),
         (torch.full((1, 200), math.nan), torch.zeros(1, 200), "platt", "200 values .* not finite"),
         (torch.ones(1, 200), torch.zeros(1, 200), "platt", "threshold separates"),

@@ -139,7 +139,7 @@ COUNTS = [
     ("name", "make"), [row[1:] for row in COUNTS], ids=[f"{row[0]}-{row[1]}" for row in COUNTS]
 )
 def test_a_count_is_a_whole_number(name, make, count):
-    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least [12], got "):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least [123], got "):
         make(count)
 
 

@@ -213,8 +213,8 @@ def test_without_single_in_the_plane():
 
 
 def test_latents_of_a_dcgan():
-    line = f"Single(nn.Sequential(nn.Unflatten(dim=1, unflattened_size=({LATENT}, 1, 1)), G))"
-    every_one_says(Gan(Dcgan(), Single(D()), LATENT), ValueError, line)
+    line = "where latents have axes Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
+    every_one_says(Gan(Dcgan(), Single(D()), LATENT), ValueError, f"(1, 100, {LATENT})", line)
     every_one_says(Gan(Single(Dcgan()), Single(D()), LATENT), ValueError, line)
     mended = Single(nn.Sequential(nn.Unflatten(1, (LATENT, 1, 1)), Dcgan()))
     assert mh_gan(Gan(mended, Single(D()), LATENT), 3, rng(), n_steps=2).samples.shape[1] == 3
@@ -224,12 +224,12 @@ def test_a_map_of_logits_or_a_flat_input():
     patches = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 3))
     every_one_says(
         Gan(Single(G()), Single(patches), LATENT),
-        ValueError, "Single(nn.Sequential(D, nn.AdaptiveAvgPool2d(output_size=1)))",
+        ValueError, "for a map of logits Single(nn.Sequential(D, nn.AdaptiveAvgPool2d(1)))",
     )  # fmt: skip
     flat = nn.Sequential(nn.Linear(3 * 32 * 32, 4), nn.LeakyReLU(0.2), nn.Linear(4, 1))
     every_one_says(
         Gan(Single(G()), Single(flat), LATENT),
-        ValueError, "Single(nn.Sequential(nn.Flatten(start_dim=1, end_dim=-1), D))",
+        ValueError, "for flat samples Single(nn.Sequential(nn.Flatten(), D))",
     )  # fmt: skip
     many = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
     every_one_says(Gan(Single(G()), Single(many), LATENT), ValueError, "one number for each sample")
@@ -237,8 +237,9 @@ def test_a_map_of_logits_or_a_flat_input():
 
 def test_another_latent_size():
     gan = Gan(Single(G(LATENT)), Single(D()), 10)
-    every_one_says(gan, ValueError, "latent_dim", f"Gan(generator, discriminator, {LATENT})")
-    every_one_says(gan._replace(generator=G()), ValueError, f"discriminator, {LATENT})")
+    found, line = f"and {LATENT}x256)", "latent_dim in Gan(generator, discriminator, latent_dim)"
+    every_one_says(gan, ValueError, "(1, 100, 10)", found, line)
+    every_one_says(gan._replace(generator=G()), ValueError, "(1, 100, 10)", found, line)
 
 
 def test_no_discriminator():
