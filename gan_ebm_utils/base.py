@@ -1,7 +1,5 @@
 """What every other module stands on: devices, randomness, shared types, unfinished files."""
 
-from __future__ import annotations
-
 import contextlib
 import dis
 import errno
@@ -181,9 +179,7 @@ def default_device() -> torch.device:
 
     Raises ValueError if the variable names no device of this machine.
     """
-    name = os.environ.get("GAN_EBM_DEVICE")
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = os.environ.get("GAN_EBM_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.Generator(device)
@@ -231,9 +227,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     Logits of an autocast network come in half precision, which is too coarse to compare with
     uniform numbers, to sum, or to move by small steps.
     """
-    if x.dtype in (torch.float32, torch.float64):  # nearly always, and in each step of a chain
-        return x
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    fits = x.dtype in (torch.float32, torch.float64)  # nearly always, and in each step of a chain
+    return x if fits else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
@@ -399,7 +394,7 @@ def check_samples(**samples: Tensor) -> None:
 
     >>> check_samples(x=torch.tensor([1.0, float("nan")]))
     Traceback (most recent call last):
-    ValueError: x holds 1 value that is not finite (of 2); remove such points first
+    ValueError: x holds non-finite values (1 of 2); remove such points first
     """
     for name, x in samples.items():
         if not isinstance(x, Tensor) or x.is_complex():
@@ -408,9 +403,8 @@ def check_samples(**samples: Tensor) -> None:
         if not x.numel():
             raise ValueError(f"{name} is empty: shape {tuple(x.shape)}; give at least one sample")
         if bad := int((~x.isfinite()).sum()):
-            what = "value that is" if bad == 1 else "values that are"
-            found = f"{bad} {what} not finite (of {x.numel()})"
-            raise ValueError(f"{name} holds {found}; remove such points first")
+            found = f"holds non-finite values ({bad} of {x.numel()})"
+            raise ValueError(f"{name} {found}; remove such points first")
 
 
 def check_positive(**numbers: float) -> None:

@@ -3,8 +3,6 @@
 Data are samples (R, n, *event) that no network was fitted to, or (n, *event) for all replicates.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

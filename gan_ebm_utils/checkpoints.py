@@ -4,8 +4,6 @@ A checkpoint is a pair of files: NAME.safetensors holds weights and tensors, NAM
 card stores the SHA-256 of the other file, so that a pair that does not belong together is noticed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json

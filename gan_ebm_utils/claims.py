@@ -1,7 +1,5 @@
 """Statements of a chapter's text, tested whenever the notebook runs."""
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -21,20 +21,8 @@ from scipy.special import roots_legendre
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from gan_ebm_utils.base import (
-    Distribution,
-    Gan,
-    check_count,
-    check_positive,
-    check_samples,
-    check_shape,
-    default_device,
-    environment_path,
-    is_count,
-    rand,
-    randn,
-    whole_file,
-)
+from gan_ebm_utils import base
+from gan_ebm_utils.base import Distribution, Gan
 
 # The official files: MNIST from PyTorch's mirror, CIFAR-10 from its author.
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -54,7 +42,7 @@ _CHUNK = 2**22
 
 def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
     shape = size if isinstance(size, tuple) else (size,)
-    if not shape or not all(map(is_count, shape)):
+    if not shape or not all(map(base.is_count, shape)):
         raise ValueError(f"size must be a positive int or a tuple of them, got {size!r}")
     return shape
 
@@ -93,12 +81,12 @@ def _mixture(means: Tensor, std: float) -> Distribution:
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         shape = _shape(size)
         mode = torch.randint(len(means), shape, generator=generator, device=generator.device)
-        noise = randn(*shape, means.shape[1], generator=generator)
+        noise = base.randn(*shape, means.shape[1], generator=generator)
         return means.to(noise)[mode] + std * noise
 
     weights = torch.full_like(means[:, 0], 1 / len(means), dtype=torch.float64)
     log_prob = _mixture_log_prob(means.double(), weights, std)
-    return Distribution(sample, log_prob, means.to(default_device()))
+    return Distribution(sample, log_prob, means.to(base.default_device()))
 
 
 def gaussian(mean: Sequence[float], std: float = 1.0) -> Distribution:
@@ -110,10 +98,10 @@ def gaussian(mean: Sequence[float], std: float = 1.0) -> Distribution:
     >>> f"{standard.log_prob(torch.zeros(2)):.4f}"  # -log(2 pi)
     '-1.8379'
     """
-    check_positive(std=std)
+    base.check_positive(std=std)
     means = torch.as_tensor(mean, dtype=torch.float32, device="cpu").detach().clone()
-    check_samples(mean=means)
-    check_shape(mean=(means, "d"))
+    base.check_samples(mean=means)
+    base.check_shape(mean=(means, "d"))
     return _mixture(means[None], std)
 
 
@@ -127,8 +115,8 @@ def gaussian_grid(spacing: float = 1.0, std: float = 0.05, n_side: int = 5) -> D
     >>> gaussian_grid().means.shape
     torch.Size([25, 2])
     """
-    check_count(n_side=n_side)
-    check_positive(spacing=spacing, std=std)
+    base.check_count(n_side=n_side)
+    base.check_positive(spacing=spacing, std=std)
     axis = spacing * (_arange(n_side) - (n_side - 1) / 2)
     return _mixture(torch.cartesian_prod(axis, axis), std)
 
@@ -139,8 +127,8 @@ def gaussian_ring(n_modes: int = 8, radius: float = 1.5, std: float = 0.15) -> D
     >>> gaussian_ring().sample((10, 100), torch.Generator().manual_seed(0)).shape
     torch.Size([10, 100, 2])
     """
-    check_count(n_modes=n_modes)
-    check_positive(radius=radius, std=std)
+    base.check_count(n_modes=n_modes)
+    base.check_positive(radius=radius, std=std)
     angle = 2 * math.pi * _arange(n_modes) / n_modes
     return _mixture(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std)
 
@@ -163,8 +151,8 @@ def _noisy_curve(
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         shape = _shape(size)
-        on_curve = point(rand(*shape, generator=generator))
-        return on_curve + std * randn(*shape, 2, generator=generator)
+        on_curve = point(base.rand(*shape, generator=generator))
+        return on_curve + std * base.randn(*shape, 2, generator=generator)
 
     return Distribution(sample, _mixture_log_prob(point(u.flatten()), weights, std), None)
 
@@ -180,7 +168,7 @@ def moons(noise: float = 0.1) -> Distribution:
     >>> bool(moons().log_prob(x).isfinite().all())
     True
     """
-    check_positive(noise=noise)
+    base.check_positive(noise=noise)
 
     def point(u: Tensor) -> Tensor:
         second = (u >= 0.5).to(u)
@@ -201,7 +189,7 @@ def swiss_roll(noise: float = 0.25, scale: float = 7.5) -> Distribution:
     >>> swiss_roll().sample(5, torch.Generator().manual_seed(0)).shape
     torch.Size([5, 2])
     """
-    check_positive(noise=noise, scale=scale)
+    base.check_positive(noise=noise, scale=scale)
 
     def point(u: Tensor) -> Tensor:
         t = 1.5 * math.pi * (1 + 2 * u)
@@ -225,7 +213,7 @@ def checkerboard() -> Distribution:
         return x.floor().sum(dim=-1) % 2 == 0
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
-        x, y = (4 * rand(*_shape(size), 2, generator=generator) - 2).unbind(dim=-1)
+        x, y = (4 * base.rand(*_shape(size), 2, generator=generator) - 2).unbind(dim=-1)
         # A point on a light square moves up one square, from the top row to the bottom row. These
         # sums are exact in float32, so that no point is rounded across an edge.
         moved = torch.where(y >= 1, y - 3, y + 1)
@@ -251,15 +239,15 @@ def pinwheel(
     >>> pinwheel().log_prob is None
     True
     """
-    check_count(n_arms=n_arms)
-    check_positive(radial_std=radial_std, tangential_std=tangential_std)
+    base.check_count(n_arms=n_arms)
+    base.check_positive(radial_std=radial_std, tangential_std=tangential_std)
     if not math.isfinite(rate):
         raise ValueError(f"rate must be finite, got {rate}")
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         shape = _shape(size)
         arm = torch.randint(n_arms, shape, generator=generator, device=generator.device)
-        radial, tangential = randn(*shape, 2, generator=generator).unbind(dim=-1)
+        radial, tangential = base.randn(*shape, 2, generator=generator).unbind(dim=-1)
         r, s = 1 + radial_std * radial, tangential_std * tangential
         angle = 2 * math.pi * arm.to(r) / n_arms + rate * r.exp()
         cos, sin = angle.cos(), angle.sin()
@@ -321,7 +309,7 @@ def exact_gan() -> ExactGan:
     bend = _Bend()
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return bend(randn(*_shape(size), 2, generator=generator))
+        return bend(base.randn(*_shape(size), 2, generator=generator))
 
     ratio = nn.Module()  # a network without weights, which calls this
     ratio.forward = lambda x: data.log_prob(x) - bend.log_prob(x)
@@ -375,7 +363,7 @@ def minibatches(images: Tensor) -> Callable[[int | tuple[int, ...], torch.Genera
     >>> sample((4, 5), torch.Generator().manual_seed(0)).shape
     torch.Size([4, 5, 2])
     """
-    check_samples(images=images)
+    base.check_samples(images=images)
 
     def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
         shape = _shape(size)
@@ -428,11 +416,11 @@ def _load(name: str, split: str, event: tuple, url: str, official: Callable) -> 
     """The images of `split` in the archive `name`, which `official` makes from files at `url`."""
     if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
-    folder = environment_path("GAN_EBM_DATA") or Path(_pooch().os_cache("gan_ebm_utils"))
+    folder = base.environment_path("GAN_EBM_DATA") or Path(_pooch().os_cache("gan_ebm_utils"))
     path = folder / f"{name}.npz"
     try:
         if not path.exists():
-            with whole_file(path) as file:
+            with base.whole_file(path) as file:
                 np.savez(file, **official(file.parent))
     except (OSError, ValueError) as error:  # a disk, the network, an HTTP status; a wrong checksum
         raise RuntimeError(

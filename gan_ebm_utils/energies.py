@@ -4,8 +4,6 @@ Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats.
 and is a function whose networks a sampler finds.
 """
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,11 +64,7 @@ def dot_energy(gan: Gan, start: Tensor, k: float | Tensor) -> Energy:
 
 
 # First variations of f-divergences of p_g from p_d, as functions of d = log p_d - log p_g.
-_FLOWS = {
-    "KL": lambda d: -d,
-    "log D": lambda d: F.softplus(-d),
-    "JS": lambda d: -F.softplus(d),
-}
+_FLOWS = {"KL": lambda d: -d, "log D": lambda d: F.softplus(-d), "JS": lambda d: -F.softplus(d)}
 
 
 def flow_energy(gan: Gan, divergence: str = "KL") -> Energy:

@@ -1,7 +1,5 @@
 """Entropies of samples, in nats."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -15,20 +15,8 @@ import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-from gan_ebm_utils.base import (
-    Box,
-    Distribution,
-    Energy,
-    Sample,
-    check_count,
-    check_positive,
-    check_samples,
-    check_shape,
-    device_of,
-    distances,
-    dtype_of,
-    evaluating,
-)
+from gan_ebm_utils import base
+from gan_ebm_utils.base import Box, Distribution, Energy, Sample
 
 
 class Interval(NamedTuple):
@@ -54,8 +42,8 @@ def mean_interval(values: Tensor, digits: int = 3) -> Interval:
     >>> print(mean_interval(torch.tensor([1.0, 2.0, 3.0]), digits=2))
     2.00 [-0.48, 4.48]
     """
-    check_count(0, digits=digits)
-    check_samples(values=values)
+    base.check_count(0, digits=digits)
+    base.check_samples(values=values)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must be (R,) with R at least 2, got {tuple(values.shape)}")
     values, n = _in_float64(values), len(values)
@@ -77,7 +65,7 @@ def emd(x: Tensor, y: Tensor) -> Tensor:
     """
     costs = []
     for a, b in zip(*_checked(x=(x, "R n d"), y=(y, "R n d")), strict=True):
-        cost = torch.cat(list(distances(a, b)))
+        cost = torch.cat(list(base.distances(a, b)))
         # In units of the largest: the solver takes costs below 1e-11 or so for 0.
         unit = float(cost.max()) or 1.0
         costs.append(unit * ot.emd2([], [], cost.div_(unit).numpy(), numItermax=10_000_000))
@@ -96,7 +84,7 @@ def emd_floor(sample: Sample, n: int, generator: torch.Generator, replicates: in
     >>> bool(0 < many < few)
     True
     """
-    check_count(n=n, replicates=replicates)
+    base.check_count(n=n, replicates=replicates)
     return emd(sample((replicates, n), generator), sample((replicates, n), generator))
 
 
@@ -133,9 +121,9 @@ def mode_report(x: Tensor, means: Tensor, std: float, n_std: float = 4.0) -> Mod
     >>> float(report.recovered), round(float(report.high_quality), 3)
     (1.0, 0.667)
     """
-    check_positive(std=std, n_std=n_std)
+    base.check_positive(std=std, n_std=n_std)
     x, means = _checked(x=(x, "R n d"), means=(means, "modes d"))
-    rows = zip(*(part.min(dim=1) for part in distances(x.flatten(0, 1), means)), strict=True)
+    rows = zip(*(part.min(dim=1) for part in base.distances(x.flatten(0, 1), means)), strict=True)
     distance, nearest = (torch.cat(parts).reshape(x.shape[:2]) for parts in rows)
     inlier = distance < n_std * std
     counts = distance.new_zeros(len(x), len(means)).scatter_add_(1, nearest, inlier.double())
@@ -173,7 +161,7 @@ def calibration(real: Tensor, fake: Tensor, n_bins: int = 15) -> Calibration:
     >>> curve.observed
     tensor([[0., 1.]], dtype=torch.float64)
     """
-    check_count(n_bins=n_bins)
+    base.check_count(n_bins=n_bins)
     d = torch.cat(_checked(real=(real, "R n"), fake=(fake, "R n")), dim=1).sigmoid()
     is_real = (torch.arange(d.shape[1], device="cpu") < real.shape[1]).to(d).expand_as(d)
     which = (d * n_bins).long().clamp(max=n_bins - 1)
@@ -202,7 +190,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
     def mean(a: Tensor, b: Tensor) -> Tensor:
         n_pairs = len(a) * (len(b) - (a is b))
-        return sum(part.sum() for part in distances(a, b)) / n_pairs
+        return sum(part.sum() for part in base.distances(a, b)) / n_pairs
 
     pairs = zip(x, y, strict=True)
     return torch.stack([2 * mean(a, b) - mean(a, a) - mean(b, b) for a, b in pairs])
@@ -225,7 +213,7 @@ def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> T
     >>> bool(chi_square(x, square, box) < 5), bool(chi_square(x**1.5, square, box) > 5)
     (True, True)
     """
-    check_count(n_cells=n_cells)
+    base.check_count(n_cells=n_cells)
     (x,) = _checked(x=(x, "R n 2"))
     fine, n = 20, x.shape[1]  # points of the midpoint rule along each side of a cell
     points, area = _grid(box, n_cells * fine)
@@ -335,7 +323,7 @@ def stands_still(draws: Tensor) -> Tensor:
 
 
 def _diagnose(name: str, draws: Tensor) -> Tensor:
-    check_samples(draws=draws)
+    base.check_samples(draws=draws)
     shape = tuple(draws.shape)
     if len(shape) not in (2, 3) or shape[0] < 4:
         raise ValueError(f"draws must be (n_draws, n_chains[, d]), at least 4 draws, got {shape}")
@@ -374,8 +362,8 @@ def _diagnose(name: str, draws: Tensor) -> Tensor:
 def _grid(box: Box, n: int) -> tuple[Tensor, float]:
     """The midpoints of n x n cells, (n^2, 2) in float64, and the area of a cell."""
     left, right, bottom, top = box
-    check_count(n=n)
-    check_positive(width=right - left, height=top - bottom)
+    base.check_count(n=n)
+    base.check_positive(width=right - left, height=top - bottom)
     dx, dy = (right - left) / n, (top - bottom) / n
     centres = torch.arange(n, dtype=torch.float64, device="cpu") + 0.5
     return torch.cartesian_prod(left + dx * centres, bottom + dy * centres), dx * dy
@@ -395,12 +383,12 @@ def _log_p(truth: Distribution, points: Tensor, cell: float, least: float = 0.0)
 @torch.no_grad()
 def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
     """Energies (R, m) of all replicates at points (m, 2), in float64."""
-    check_count(replicates=replicates)
-    dtype = dtype_of(energy) or torch.float32
+    base.check_count(replicates=replicates)
+    dtype = base.dtype_of(energy) or torch.float32
     parts = []
-    with evaluating(energy):
+    with base.evaluating(energy):
         for part in points.split(20_000):
-            x = part.to(dtype).to(device_of(energy)).expand(replicates, -1, -1)
+            x = part.to(dtype).to(base.device_of(energy)).expand(replicates, -1, -1)
             try:
                 value = energy(x)
             except (RuntimeError, ValueError) as error:
@@ -408,7 +396,7 @@ def _on_grid(energy: Energy, points: Tensor, replicates: int) -> Tensor:
                     f"the energy does not take points {tuple(x.shape)} in {dtype}; give replicates "
                     f"as it was built, or the network as .float(): {error}"
                 ) from error
-            check_shape(**{"x": (x, "R m 2"), "energy(x)": (value, "R m")})
+            base.check_shape(**{"x": (x, "R m 2"), "energy(x)": (value, "R m")})
             parts.append(_in_float64(value))
     values = torch.cat(parts, dim=1)
     if bad := int((values.isnan() | values.isneginf()).sum()):
@@ -424,7 +412,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     >>> moments(torch.tensor([[0.0, 0.0], [2.0, 4.0]]))[1].tolist()
     [[2.0, 4.0], [4.0, 8.0]]
     """
-    check_samples(features=features)
+    base.check_samples(features=features)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must be (n, d) with n at least 2, got {tuple(features.shape)}")
     features = _in_float64(features)
@@ -472,8 +460,8 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 def _checked(**given: tuple[Tensor, str]) -> list[Tensor]:
     """The named tensors, finite and with the axes that stand beside them, in float64 on the CPU."""
-    check_samples(**{name: x for name, (x, _) in given.items()})
-    check_shape(**given)
+    base.check_samples(**{name: x for name, (x, _) in given.items()})
+    base.check_shape(**given)
     return [_in_float64(x) for x, _ in given.values()]
 
 

@@ -1,7 +1,5 @@
 """The look of the figures, and the three kinds of panel that chapters share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

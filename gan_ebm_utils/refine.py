@@ -7,8 +7,6 @@ logit of `gan.discriminator` stands for log(p_d / p_g): give a calibrated or ref
 were; latents have the type of their weights, float32 or float64.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -16,26 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gan_ebm_utils.base import (
-    Calls,
-    Chain,
-    Distribution,
-    Energy,
-    Info,
-    Kernel,
-    Refined,
-    Sample,
-    State,
-    at_least_float32,
-    check_count,
-    check_positive,
-    check_samples,
-    check_shape,
-    dtype_of,
-    evaluating,
-    gradients,
-    rand,
-)
+from gan_ebm_utils import base
+from gan_ebm_utils.base import Chain, Distribution, Energy, Info, Kernel, Refined, Sample, State
 
 # Points (*batch, *event) to log target - log proposal density (*batch), up to a constant.
 LogRatio = Callable[[Tensor], Tensor]
@@ -57,7 +39,7 @@ def langevin(energy: Energy, step_size: float, temperature: float = 1.0) -> Kern
     >>> run_chain(descent, torch.ones(1, 1), 3, g).positions.flatten()
     tensor([0.5000, 0.2500, 0.1250])
     """
-    check_positive(step_size=step_size)
+    base.check_positive(step_size=step_size)
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be at least 0 and finite, got {temperature}")
     scale = math.sqrt(step_size * temperature)
@@ -86,7 +68,7 @@ def mala(energy: Energy, step_size: float) -> Kernel:
     >>> bool(abs(ends.var() - 1) < 0.06)  # N(0, 1), to four standard errors
     True
     """
-    check_positive(step_size=step_size)
+    base.check_positive(step_size=step_size)
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
         noise = _noise(state.position, generator)
@@ -167,7 +149,7 @@ def isir(log_ratio: LogRatio, propose: Sample, n_candidates: int) -> Kernel:
     >>> bool(abs(ends.var() - 1) < 0.06)  # to four standard errors
     True
     """
-    check_count(2, n_candidates=n_candidates)  # the state and one proposal
+    base.check_count(2, n_candidates=n_candidates)  # the state and one proposal
     n_new = n_candidates - 1
 
     def step(state: State, generator: torch.Generator) -> tuple[State, Info]:
@@ -211,12 +193,12 @@ def rejection_sample(
     >>> abs(done.acceptance_rate - 1 / 2) < 0.02  # one proposal in M = 2
     True
     """
-    check_count(n=n)
+    base.check_count(n=n)
     if not math.isfinite(log_bound):
         raise ValueError(f"log_bound must be finite, got {log_bound}")
     kept, n_kept, n_tried = [], 0, 0
     while n_kept < n:
-        with torch.no_grad(), evaluating(log_ratio):
+        with torch.no_grad(), base.evaluating(log_ratio):
             x = propose((_BATCH,), generator)
             r = -_relative(log_ratio, x).energy
         n_tried += _BATCH
@@ -227,7 +209,7 @@ def rejection_sample(
         n_kept += len(kept[-1])
         if n_kept < 1e-6 * n_tried - 10:
             raise RuntimeError(f"{n_kept} of {n_tried} kept: propose is too far from the target")
-    return Refined(torch.cat(kept)[:n], None, n_kept / n_tried, Calls(n_tried, 0))
+    return Refined(torch.cat(kept)[:n], None, n_kept / n_tried, base.Calls(n_tried, 0))
 
 
 class LogPartition(NamedTuple):
@@ -267,18 +249,18 @@ def annealed_log_partition(
     >>> abs(float(log_z.value) - math.log(2 * math.pi) / 2) < 4 * float(log_z.standard_error)
     True
     """
-    check_count(n_levels=n_levels, replicates=replicates)
-    check_count(2, n_chains=n_chains)  # for a standard error
+    base.check_count(n_levels=n_levels, replicates=replicates)
+    base.check_count(2, n_chains=n_chains)  # for a standard error
     if start.log_prob is None:
         raise ValueError("start has no log_prob; give a law with a density, such as gaussian(...)")
 
     def bridge(b: float) -> Energy:
         return lambda x: b * energy(x) - (1 - b) * start.log_prob(x)
 
-    x = start.sample((replicates, n_chains), generator).to(dtype_of(energy) or torch.float32)
+    x = start.sample((replicates, n_chains), generator).to(base.dtype_of(energy) or torch.float32)
     # Summed on the CPU, since not every device has float64.
     log_weight = torch.zeros(replicates, n_chains, dtype=torch.float64, device="cpu")
-    with evaluating(energy):
+    with base.evaluating(energy):
         for level in range(1, n_levels + 1):
             with torch.no_grad():
                 log_weight -= (energy(x) + start.log_prob(x)).cpu().double() / n_levels
@@ -307,12 +289,12 @@ def run_chain(
     >>> run_chain(kernel, torch.zeros(5, 2), n_steps=100, generator=g, thin=10).positions.shape
     torch.Size([10, 5, 2])
     """
-    check_count(n_steps=n_steps, thin=thin)
+    base.check_count(n_steps=n_steps, thin=thin)
     if thin > n_steps:
         raise ValueError(f"thin must be at most n_steps, got {thin} and {n_steps}: nothing is kept")
     step, n_kept = 0, n_steps // thin
     try:
-        with evaluating(*kernel.networks):
+        with base.evaluating(*kernel.networks):
             state = start = kernel.init(position)
             positions = state.position.new_empty(n_kept, *state.position.shape)
             energies = state.energy.new_empty(n_kept, *state.energy.shape)
@@ -328,8 +310,7 @@ def run_chain(
         raise FloatingPointError(f"step {step}: {error}") from error
     # A step or two may be refused by chance, and training makes many such short runs.
     if n_steps >= 10 and torch.equal(state.position, start.position):
-        found = f"all chains stand where they began, after {n_steps} steps"
-        warnings.warn(f"{found}: lower the step size", stacklevel=2)
+        warnings.warn("all chains stand where they began: lower the step size", stacklevel=2)
     return Chain(positions, energies, rate / n_steps, moved / n_steps)
 
 
@@ -358,7 +339,7 @@ class ReplayBuffer:
         replicates: int = 1,
         fresh_share: float = 0.05,
     ) -> None:
-        check_count(capacity=capacity, replicates=replicates)
+        base.check_count(capacity=capacity, replicates=replicates)
         if not 0 <= fresh_share <= 1:
             raise ValueError(f"fresh_share must lie in [0, 1], got {fresh_share}")
         self.fresh, self.fresh_share = fresh, fresh_share
@@ -369,12 +350,12 @@ class ReplayBuffer:
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """n positions per replicate, (R, n, *event), each from another place of the buffer."""
         replicates, capacity = self.positions.shape[:2]
-        check_count(n=n)
+        base.check_count(n=n)
         if n > capacity:
             raise ValueError(f"n must be at most the capacity {capacity}, got {n}")
         self._drawn = torch.randperm(capacity, generator=generator, device=generator.device)[:n]
         positions = self.positions[:, self._drawn]  # indexing copies
-        renewed = rand(replicates, n, generator=generator) < self.fresh_share
+        renewed = base.rand(replicates, n, generator=generator) < self.fresh_share
         if n_renewed := int(renewed.sum()):
             positions[renewed] = self.fresh((n_renewed,), generator)
         return positions
@@ -384,7 +365,7 @@ class ReplayBuffer:
         if self._drawn is None:
             raise ValueError("nothing was drawn since the last store: call draw first")
         expected = (len(self.positions), len(self._drawn), *self.positions.shape[2:])
-        check_shape(positions=(positions, " ".join(map(str, expected))))
+        base.check_shape(positions=(positions, " ".join(map(str, expected))))
         self.positions[:, self._drawn] = positions.detach()
         self._drawn = None
 
@@ -415,8 +396,8 @@ def _squares(x: Tensor, batch: int) -> Tensor:
 
 def _start(position: Tensor) -> Tensor:
     """A copy, so that no chain shares memory with what the caller holds."""
-    check_shape(position=(position, "chains ..."))
-    check_samples(position=position)
+    base.check_shape(position=(position, "chains ..."))
+    base.check_samples(position=position)
     if position.requires_grad:
         raise ValueError("position requires a gradient; give position.detach()")
     return position.clone()
@@ -426,7 +407,7 @@ def _init(energy: Energy, position: Tensor) -> State:
     position = _start(position)
     if position.dtype not in (torch.float32, torch.float64):  # small steps would be lost
         raise ValueError(f"position is {position.dtype}; give it in float32 or float64")
-    with gradients():  # once for a chain, whose steps only switch them on
+    with base.gradients():  # once for a chain, whose steps only switch them on
         return _evaluate(energy, position)
 
 
@@ -440,7 +421,7 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
             raise ValueError("give an energy that autograd can follow, without detach or no_grad")
         total = value.sum()
         (grad,) = torch.autograd.grad(total, x)
-    value = at_least_float32(value.detach())
+    value = base.at_least_float32(value.detach())
     # A sum is finite only if every term is; looking at each costs more and is rarely needed.
     if not math.isfinite(float(total.detach() + grad.sum())):
         wall = (value == math.inf) & walls
@@ -465,7 +446,7 @@ def _propose(propose: Sample, size: tuple, state: State, generator: torch.Genera
 def _relative(log_ratio: LogRatio, position: Tensor) -> State:
     """The state at `position`, whose energy is -r."""
     with torch.no_grad():
-        energy = -at_least_float32(log_ratio(position))
+        energy = -base.at_least_float32(log_ratio(position))
     _check_energy(energy, position, "log ratio")
     if bad := int((energy.isnan() | (energy == -math.inf)).sum()):
         raise FloatingPointError(

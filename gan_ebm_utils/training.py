@@ -4,8 +4,6 @@ A sampler of data is a function (size, generator) -> (*size, *event), such as `D
 or what `datasets.minibatches` returns.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

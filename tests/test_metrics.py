@@ -62,7 +62,11 @@ def test_the_floor_is_what_two_samples_of_one_law_score():
             r"x must be \(R, n, d\), .*; got \(3, 2\)",
         ),
         (torch.zeros(1, 0, 2), torch.zeros(1, 0, 2), "x is empty"),
-        (torch.zeros(1, 1, 2), torch.full((1, 1, 2), math.nan), "y holds 2 values.*not finite"),
+        (
+            torch.zeros(1, 1, 2),
+            torch.full((1, 1, 2), math.nan),
+            r"y holds non-finite values \(2 of 2\)",
+        ),
     ],
 )
 def test_emd_names_bad_samples(x, y, says):
@@ -332,7 +336,7 @@ def test_the_decimals_are_counted(digits):
 
 @pytest.mark.parametrize("values", [torch.ones(1), torch.ones(2, 2), torch.tensor([1, math.nan])])
 def test_the_interval_needs_two_finite_values(values):
-    with pytest.raises(ValueError, match=r"values (must be \(R,\)|holds 1 value)"):
+    with pytest.raises(ValueError, match=r"values (must be \(R,\)|holds non-finite values \(1 of)"):
         metrics.mean_interval(values)
 
 
@@ -387,7 +391,7 @@ def test_the_frechet_distance_names_bad_input():
         ValueError, match=r"mean_x must be \(d\), cov_x \(d, d\).*got \(2,\), \(2, 2\), \(3,\)"
     ):
         metrics.frechet_distance(torch.zeros(2), torch.eye(2), torch.zeros(3), torch.eye(3))
-    with pytest.raises(ValueError, match="mean_y holds 2 values.*not finite"):
+    with pytest.raises(ValueError, match=r"mean_y holds non-finite values \(2 of"):
         bad = torch.full((2,), math.nan)
         metrics.frechet_distance(torch.zeros(2), torch.eye(2), bad, torch.eye(2))
 

@@ -397,7 +397,7 @@ def test_infinite_log_ratios():
         (torch.zeros(10, 2, requires_grad=True), "give position.detach"),
         (torch.zeros(2), r"position must be \(chains, \.\.\.\); got \(2,\)"),
         (torch.zeros(0, 2), r"position is empty: shape \(0, 2\); give at least one"),
-        (torch.full((10, 2), math.nan), "position holds 20 values that are not finite"),
+        (torch.full((10, 2), math.nan), r"position holds non-finite values \(20 of 20\)"),
     ],
 )
 def test_a_bad_start(position, message):
@@ -686,7 +686,7 @@ def test_positions_too_coarse_for_a_step(make, dtype):
 
 def test_chains_that_stand_still_are_noticed():
     start = randn(100, 2, generator=rng())
-    with pytest.warns(UserWarning, match="all chains stand where they began, after 20 steps"):
+    with pytest.warns(UserWarning, match="all chains stand where they began: lower the step size"):
         run_chain(mala(normal_energy, 1e6), start, 20, rng())
     with pytest.warns(UserWarning, match="all chains stand"):  # steps lost to rounding
         run_chain(langevin(normal_energy, 1e-12), 1e6 + start, 20, rng())
@@ -731,5 +731,5 @@ def test_a_short_run_that_is_refused_is_not_told_stuck(recwarn):
 
     _ = run_chain(mala(wall, 1.0), torch.zeros(1, 2, 1), 9, rng())
     assert not recwarn.list
-    with pytest.warns(UserWarning, match="stand where they began, after 10 steps"):
+    with pytest.warns(UserWarning, match="stand where they began: lower the step size"):
         run_chain(mala(wall, 1.0), torch.zeros(1, 2, 1), 10, rng())
