@@ -452,8 +452,7 @@ def _pooch() -> ModuleType:
 
 def _download(url: str, part: Path) -> Path:
     file = url.rpartition("/")[2]
-    known_hash = SHA256[file.partition(".")[0]]
-    return Path(_pooch().retrieve(url, known_hash, path=part, fname=file))
+    return Path(_pooch().retrieve(url, SHA256[file.partition(".")[0]], path=part, fname=file))
 
 
 def _official_mnist(part: Path) -> dict[str, np.ndarray]:

@@ -47,8 +47,8 @@ def mean_interval(values: Tensor, digits: int = 3) -> Interval:
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"values must be (R,) with R at least 2, got {tuple(values.shape)}")
     values, n = _in_float64(values), len(values)
-    mean, half = float(values.mean()), student.ppf(0.975, n - 1) * float(values.std()) / n**0.5
-    return Interval(mean, mean - half, mean + half, digits)
+    half = float(student.ppf(0.975, n - 1)) * float(values.std()) / n**0.5
+    return Interval(mean := float(values.mean()), mean - half, mean + half, digits)
 
 
 def emd(x: Tensor, y: Tensor) -> Tensor:

@@ -23,6 +23,12 @@ def rng(seed=0):
 # --- earth mover's distance ---
 
 
+def test_an_interval_is_of_plain_numbers():
+    """Others, as numpy's, could be stored as part of a recipe and not be read again."""
+    found = mean_interval(torch.tensor([1.0, 2.0, 3.0]))
+    assert [type(number) for number in found] == [float, float, float, int]
+
+
 def test_emd_of_a_translation_is_its_length():
     x = randn(3, 50, 2, generator=rng())
     moved = x[:, torch.randperm(50, generator=rng(1))] + torch.tensor([3.0, 4.0])

@@ -147,9 +147,7 @@ def score(x: Tensor, law: Distribution, generator: torch.Generator) -> dict[str,
     if law.means is not None:
         found |= metrics.mode_report(x, law.means, STD, n_std=N_STD)._asdict()
     return {
-        name: list(map(float, metrics.mean_interval(values)[:3]))
-        if values.isfinite().all()
-        else None
+        name: list(metrics.mean_interval(values)[:3]) if values.isfinite().all() else None
         for name, values in found.items()
     }
 
