@@ -25,7 +25,7 @@ def rng(seed=0):
 
 def test_an_interval_is_of_plain_numbers():
     """Others, as numpy's, could be stored as part of a recipe and not be read again."""
-    found = mean_interval(torch.tensor([1.0, 2.0, 3.0]))
+    found = metrics.mean_interval(torch.tensor([1.0, 2.0, 3.0]))
     assert [type(number) for number in found] == [float, float, float, int]
 
 
