@@ -266,9 +266,12 @@ def _like_samples(gan: Gan, data: Tensor, generator: torch.Generator, replicates
     base.check_samples(data=data)
     z, _ = base.check_gan(gan, replicates, generator, depth=4)
     x = _passed(gan.generator, z[:, :1])
-    data = data.to(x) if data.ndim == x.ndim else data.to(x).expand(replicates, *data.shape)
-    base.check_shape(data=(data, " ".join(map(str, (replicates, "n", *x.shape[2:])))))
-    return data
+    shape = data.shape if data.ndim == x.ndim else (replicates, *data.shape)
+    if (shape[0], *shape[2:]) != (replicates, *x.shape[2:]):
+        event = ", ".join(map(str, x.shape[2:]))
+        wanted = f"({replicates}, n, {event}), or (n, {event}) for all replicates"
+        raise ValueError(f"data must be samples {wanted}; got {tuple(data.shape)}")
+    return data.to(x).expand(shape)
 
 
 def _passed(network: nn.Module, x: Tensor) -> Tensor:
