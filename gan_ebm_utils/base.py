@@ -185,8 +185,7 @@ def default_device() -> torch.device:
         torch.Generator(device)
     # PyTorch raises AssertionError for CUDA in a build without it.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        found = f"GAN_EBM_DEVICE is {name!r}, which cannot be used here"
-        raise ValueError(f'{found}; give "cpu", "cuda" or "mps"') from error
+        raise ValueError(f"no GAN_EBM_DEVICE {name!r} here; set it to cpu, cuda or mps") from error
     return device
 
 
@@ -394,7 +393,7 @@ def check_samples(**samples: Tensor) -> None:
 
     >>> check_samples(x=torch.tensor([1.0, float("nan")]))
     Traceback (most recent call last):
-    ValueError: x holds non-finite values (1 of 2); remove such points first
+    ValueError: 1 of 2 values of x are not finite; remove them
     """
     for name, x in samples.items():
         if not isinstance(x, Tensor) or x.is_complex():
@@ -403,8 +402,7 @@ def check_samples(**samples: Tensor) -> None:
         if not x.numel():
             raise ValueError(f"{name} is empty: shape {tuple(x.shape)}; give at least one sample")
         if bad := int((~x.isfinite()).sum()):
-            found = f"holds non-finite values ({bad} of {x.numel()})"
-            raise ValueError(f"{name} {found}; remove such points first")
+            raise ValueError(f"{bad} of {x.numel()} values of {name} are not finite; remove them")
 
 
 def check_positive(**numbers: float) -> None:
@@ -624,8 +622,7 @@ def partial_folder(folder: Path) -> Iterator[Path]:
         is_closed = isinstance(error, PermissionError | FileExistsError | NotADirectoryError)
         if not is_closed and error.errno not in (errno.EDQUOT, errno.ENOSPC, errno.EROFS):
             raise  # of something else that the block does, as a download
-        found = f"nothing was written to {folder}"
-        raise OSError(f"{found}, give a folder with room: {error}") from error
+        raise OSError(f"nothing was written to {folder}, give one with room: {error}") from error
 
 
 def _lock(file: BinaryIO, wait: bool) -> None:

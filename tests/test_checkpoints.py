@@ -171,9 +171,9 @@ def test_numbers_in_the_place_of_tensors_are_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"nothing was written to .*file, give a folder"):
+    with pytest.raises(OSError, match=r"nothing was written to .*file, give one with room"):
         checkpoints.save("small", {}, {}, CARD, tmp_path / "file")
-    with pytest.raises(OSError, match="give a folder"):
+    with pytest.raises(OSError, match="give one with room"):
         checkpoints.save("small", {}, {}, CARD, tmp_path / "file" / "below")
 
 

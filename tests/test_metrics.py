@@ -71,7 +71,7 @@ def test_the_floor_is_what_two_samples_of_one_law_score():
         (
             torch.zeros(1, 1, 2),
             torch.full((1, 1, 2), math.nan),
-            r"y holds non-finite values \(2 of 2\)",
+            "2 of 2 values of y are not finite",
         ),
     ],
 )
@@ -342,7 +342,7 @@ def test_the_decimals_are_counted(digits):
 
 @pytest.mark.parametrize("values", [torch.ones(1), torch.ones(2, 2), torch.tensor([1, math.nan])])
 def test_the_interval_needs_two_finite_values(values):
-    with pytest.raises(ValueError, match=r"values (must be \(R,\)|holds non-finite values \(1 of)"):
+    with pytest.raises(ValueError, match=r"(values must be \(R,\)|1 of . values of values)"):
         metrics.mean_interval(values)
 
 
@@ -397,7 +397,7 @@ def test_the_frechet_distance_names_bad_input():
         ValueError, match=r"mean_x must be \(d\), cov_x \(d, d\).*got \(2,\), \(2, 2\), \(3,\)"
     ):
         metrics.frechet_distance(torch.zeros(2), torch.eye(2), torch.zeros(3), torch.eye(3))
-    with pytest.raises(ValueError, match=r"mean_y holds non-finite values \(2 of"):
+    with pytest.raises(ValueError, match="2 of . values of mean_y are not finite"):
         bad = torch.full((2,), math.nan)
         metrics.frechet_distance(torch.zeros(2), torch.eye(2), bad, torch.eye(2))
 

@@ -292,13 +292,13 @@ def test_data_that_are_not_finite_are_named_with_their_step():
         return torch.full_like(x, math.nan) if len(calls) == 4 else x
 
     logit = mlp(2, (4,), generator=rng())
-    with pytest.raises(ValueError, match="the real batch of step 3 holds .* not finite"):
+    with pytest.raises(ValueError, match="values of the real batch of step 3 are not finite"):
         fit_discriminator(logit, data, Q.sample, losses.gan_d_loss, 9, rng())
     calls.clear()
-    with pytest.raises(ValueError, match="the real batch of step 3 holds .* not finite"):
+    with pytest.raises(ValueError, match="values of the real batch of step 3 are not finite"):
         train_ebm(Quadratic(1), data, lambda x, generator: x, 9, rng())
     bad = lambda x, generator: x / 0  # noqa: E731
-    with pytest.raises(ValueError, match="the generated batch of step 0 holds .* not finite"):
+    with pytest.raises(ValueError, match="values of the generated batch of step 0 are not finite"):
         train_ebm(Quadratic(1), Q.sample, bad, 9, rng())
 
 
@@ -421,7 +421,7 @@ def test_generated_samples_that_are_not_finite_are_named():
     gan = linear_networks()
     with torch.no_grad():
         gan.generator[0].bias.fill_(math.nan)
-    with pytest.raises(ValueError, match="the generated batch of step 0 holds .* not finite"):
+    with pytest.raises(ValueError, match="values of the generated batch of step 0 are not finite"):
         train_gan(
             gan, constant(1), losses.gan_d_loss, losses.non_saturating_g_loss, 2, rng(),
             batch_size=4,
