@@ -34,8 +34,8 @@ _CHUNK = 2**22
 _MAPS = {
     "generator": "latents (R, n, latent_dim) to samples (R, n, *event); write Single(G), or where "
     "latents have axes Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G)), or for samples on a "
-    "line nn.Sequential(Single(G), nn.Unflatten(1, (-1, 1))), G being the network; replicates, and "
-    "latent_dim in Gan(generator, discriminator, latent_dim), are those that G was built with",
+    "line nn.Sequential(Single(G), nn.Unflatten(1, (-1, 1))); replicates, and latent_dim in "
+    "Gan(generator, discriminator, latent_dim), are those that G was built with",
     "discriminator": "samples (R, n, *event) to logits (R, n); write Single(D), D returning one "
     "number for each sample, or for flat samples Single(nn.Sequential(nn.Flatten(), D)), or for a "
     "map of logits Single(nn.Sequential(D, nn.AdaptiveAvgPool2d(1)))",
@@ -101,8 +101,9 @@ class Single(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or len(x) != 1:
-            found = f"takes (1, n, ...), got {tuple(x.shape)}"
-            raise ValueError(f"Single is one replicate and {found}; leave out replicates")
+            raise ValueError(
+                f"Single takes (1, n, ...), got {tuple(x.shape)}; leave out replicates"
+            )
         y, n = self.network(x.squeeze(0)), x.shape[1]
         if not isinstance(y, Tensor) or not y.ndim or len(y) != n:
             found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
@@ -466,9 +467,9 @@ def check_gan(
         d = at_least_float32(_tried("discriminator", gan.discriminator, x))
     if depth:
         check_logits(d)
-    if depth and d.min() >= 0 and d.max() <= 1 and d.min() < d.max():
-        line = "give the logit log D - log(1 - D), its output before the sigmoid, and refit it"
-        warnings.warn(f"all logits lie in [0, 1]: for probabilities D {line}", stacklevel=depth)
+        if 0 <= d.min() < d.max() <= 1:
+            line = "for probabilities D give the logit log D - log(1 - D), and refit it"
+            warnings.warn(f"all logits lie in [0, 1]: {line}", stacklevel=depth)
     return z, d
 
 
@@ -489,16 +490,16 @@ def check_modules(**networks: object) -> None:
 
     >>> check_modules(discriminator=lambda x: x)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    TypeError: the discriminator must be an nn.Module, got a function; give what it calls, ...
+    TypeError: the discriminator must be an nn.Module, got function; give what it calls, ...
     """
     for name, network in networks.items():
         if network is None:
             line = "refit_discriminator(gan, Single(D), minibatches(data), n_steps, generator)"
             raise TypeError(f"the {name} is None; {line} fits a new discriminator D")
         if not isinstance(network, nn.Module):
+            line = "give what it calls, as Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
             raise TypeError(
-                f"the {name} must be an nn.Module, got a {type(network).__name__}; give what it "
-                "calls, in layers as Single(nn.Sequential(nn.Unflatten(1, (z, 1, 1)), G))"
+                f"the {name} must be an nn.Module, got {type(network).__name__}; {line}"
             )
 
 

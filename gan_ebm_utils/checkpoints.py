@@ -58,8 +58,6 @@ class Checkpoint(NamedTuple):
             raise ValueError(f"no network {', '.join(sorted(missing))} in {[*self.networks]}")
         kwargs = self.card["networks"][name]["kwargs"]
         latent_dim = kwargs.get("latent_dim", kwargs.get("in_features"))
-        if latent_dim is None:
-            raise ValueError(f"the arguments of {name} on the card name no latent_dim: {kwargs}")
         return Gan(self.networks[name], self.networks[judge], latent_dim)
 
 

@@ -227,35 +227,6 @@ def checkerboard() -> Distribution:
     return Distribution(sample, log_prob, None)
 
 
-def pinwheel(
-    n_arms: int = 5, radial_std: float = 0.3, tangential_std: float = 0.1, rate: float = 0.25
-) -> Distribution:
-    """`n_arms` Gaussians at distance 1, stretched outwards and bent.
-
-    A point of arm k is (r, s) with r ~ N(1, radial_std^2), s ~ N(0, tangential_std^2), turned about
-    0 by the angle 2 pi k / n_arms + rate * e^r (Johnson et al. 2016, arXiv:1603.06277). There is no
-    `log_prob`.
-
-    >>> pinwheel().log_prob is None
-    True
-    """
-    base.check_count(n_arms=n_arms)
-    base.check_positive(radial_std=radial_std, tangential_std=tangential_std)
-    if not math.isfinite(rate):
-        raise ValueError(f"rate must be finite, got {rate}")
-
-    def sample(size: int | tuple[int, ...], generator: torch.Generator) -> Tensor:
-        shape = _shape(size)
-        arm = torch.randint(n_arms, shape, generator=generator, device=generator.device)
-        radial, tangential = base.randn(*shape, 2, generator=generator).unbind(dim=-1)
-        r, s = 1 + radial_std * radial, tangential_std * tangential
-        angle = 2 * math.pi * arm.to(r) / n_arms + rate * r.exp()
-        cos, sin = angle.cos(), angle.sin()
-        return torch.stack([r * cos - s * sin, r * sin + s * cos], dim=-1)
-
-    return Distribution(sample, None, None)
-
-
 class ExactGan(NamedTuple):
     """A GAN of which everything is known: the laws of the data and of the samples, and their ratio.
 
@@ -436,9 +407,7 @@ def _load(name: str, split: str, event: tuple, url: str, official: Callable) -> 
             raise ValueError(f"{split}_labels is {labels.dtype} {labels.shape}, or not in 0..9")
     # A flipped bit can raise a dozen kinds of error, from zipfile's to the tokenizer's.
     except Exception as error:
-        raise RuntimeError(
-            f"{path} is damaged or is no {name}: {error}. Delete it to have it downloaded again."
-        ) from error
+        raise RuntimeError(f"{path} is damaged: {error}. Delete it to load it anew.") from error
     return _to_images(images, labels, top=255)
 
 

@@ -182,5 +182,4 @@ def _check(axes: str, **batches: Tensor) -> None:
     check_shape(**{name: (x, axes.replace("n", f"n_{name}")) for name, x in batches.items()})
     for name, x in batches.items():
         if not x.numel() or not x.is_floating_point():
-            found = f"{x.dtype} {tuple(x.shape)}"
-            raise ValueError(f"{name} must be of a floating type and not empty, got {found}")
+            raise ValueError(f"{name} must hold some floats, got {x.dtype} {tuple(x.shape)}")

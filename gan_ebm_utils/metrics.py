@@ -173,27 +173,32 @@ def calibration(real: Tensor, fake: Tensor, n_bins: int = 15) -> Calibration:
     return Calibration(total(d) / count, total(is_real) / count, count)
 
 
-def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+def energy_distance(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     """2 E|X - Y| - E|X - X'| - E|Y - Y'| without bias, from samples (R, n, d), as (R,).
 
     0 if and only if the laws agree; in units of x. The estimate may be negative: over pairs of
-    different points it has the distance as its mean (Szekely and Rizzo 2013).
+    different points it has the distance as its mean (Szekely and Rizzo 2013). With `weight` (R, m),
+    in any unit, y (R, m, d) stands for the law of weighted draws, as of a generator with e^d.
 
     Raises ValueError for other shapes, fewer than 2 points, values that are not finite.
 
     >>> energy_distance(torch.zeros(1, 3, 1), torch.ones(1, 2, 1))  # two points
     tensor([2.], dtype=torch.float64)
     """
-    x, y = _checked(x=(x, "R n d"), y=(y, "R m d"))
+    weight = torch.ones_like(y[..., 0]) if weight is None else weight
+    x, y, weight = _checked(x=(x, "R n d"), y=(y, "R m d"), weight=(weight, "R m"))
     if min(x.shape[1], y.shape[1]) < 2:
         raise ValueError(f"give at least 2 points each, got {tuple(x.shape)}, {tuple(y.shape)}")
 
-    def mean(a: Tensor, b: Tensor) -> Tensor:
-        n_pairs = len(a) * (len(b) - (a is b))
-        return sum(part.sum() for part in base.distances(a, b)) / n_pairs
+    def mean(a: Tensor, v: Tensor, b: Tensor, w: Tensor) -> Tensor:
+        v, w = v / v.sum(), w / w.sum()
+        rows = torch.cat([part @ w for part in base.distances(a, b)])
+        return v @ rows / (1 - v @ v if a is b else 1)
 
-    pairs = zip(x, y, strict=True)
-    return torch.stack([2 * mean(a, b) - mean(a, a) - mean(b, b) for a, b in pairs])
+    four = zip(x, torch.ones_like(x[..., 0]), y, weight, strict=True)
+    return torch.stack(
+        [2 * mean(a, v, b, w) - mean(a, v, a, v) - mean(b, w, b, w) for a, v, b, w in four]
+    )
 
 
 def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> Tensor:

@@ -1,7 +1,6 @@
 """What recipes share: their options, the card of a run, and parts of it that outlive a crash."""
 
 import contextlib
-import datetime
 import hashlib
 import io
 import json
@@ -9,6 +8,7 @@ import os
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -121,7 +121,7 @@ class Progress:
     >>> progress = Progress()
     >>> progress.parts = {"first": 1, "second": 9}
     >>> progress.finished("first", 20)
-    part 1 of 2: first, 20 s; about 3 min left
+    part 1 of 2: first, 20 s; about 0:03:00 left
     """
 
     def __init__(self) -> None:
@@ -136,9 +136,8 @@ class Progress:
             return
         size = sum(self.parts[name] for name in self.seconds)  # 0, if a part is made again
         left = sum(self.seconds.values()) * (sum(self.parts.values()) / size - 1) if size else 0
-        time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
         count = f"part {len(self.seconds)} of {len(self.parts)}: {part}, {seconds:.0f} s"
-        print(f"{count}; about {time_left} left" if left else count, flush=True)
+        print(count + f"; about {timedelta(seconds=round(left))} left" * bool(left), flush=True)
 
 
 class Run:
@@ -206,7 +205,7 @@ class Run:
         return {
             **self.given,
             "metrics": metrics,
-            "date": datetime.date.today().isoformat(),
+            "date": date.today().isoformat(),
             "torch": torch.__version__,
             "device": default_device().type,
             "threads": torch.get_num_threads(),

@@ -429,8 +429,7 @@ def _evaluate(energy: Energy, position: Tensor, walls: bool = False) -> State:
         finite = (value.isfinite() | wall) & grad.flatten(wall.ndim).isfinite().all(dim=wall.ndim)
         if bad := int((~finite).sum()):
             found = f"the energy or its gradient is not finite in {bad} of {finite.numel()} chains"
-            mend = "lower the step size, confine the energy, or start inside the support"
-            raise FloatingPointError(f"{found}; {mend}")
+            raise FloatingPointError(f"{found}; lower the step size, confine it, or start inside")
     return State(position, value, grad)
 
 

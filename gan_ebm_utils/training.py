@@ -91,6 +91,7 @@ def fit_discriminator(
     for step in tqdm(range(n_steps), desc="discriminator"):
         share = (1 + math.cos(math.pi * step / n_steps)) / 2
         x, y = (draw((replicates, batch_size), generator) for draw in (real, fake))
+        base.check_shape(real=(x, "R n ..."), generated=(y, " ".join(map(str, x.shape))))
         # In one batch, since batch norm would take what differs between the two out of each.
         d = discriminator(torch.cat([x, y], dim=1))
         value = loss(*d.split(batch_size, dim=1))

@@ -382,7 +382,6 @@ MADE |= {
     f"datasets.{name}": law(name)
     for name in (
         "gaussian", "gaussian_grid", "gaussian_ring", "moons", "swiss_roll", "checkerboard",
-        "pinwheel",
     )
 }  # fmt: skip
 MADE |= {

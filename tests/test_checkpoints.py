@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gan_ebm_utils import checkpoints
-from gan_ebm_utils.base import seeded
+from gan_ebm_utils.base import check_gan, seeded
 from gan_ebm_utils.networks import ConvGenerator, MnistClassifier, energy_mlp, mlp
 
 CARD = {"recipe": "test", "settings": {}, "seed": 0, "metrics": {"loss": 0.5}, "date": "2025-01-31"}
@@ -266,8 +266,8 @@ def test_a_latent_size_that_is_not_on_the_card(tmp_path):
     networks = {"generator": (ConvGenerator(**how, generator=g), ConvGenerator, how)}
     networks["discriminator"] = (small_mlp(), mlp, MLP)
     checkpoints.save("gans", networks, {}, CARD, tmp_path)
-    with pytest.raises(ValueError, match="of generator on the card name no latent_dim: .*width"):
-        checkpoints.load("gans", folder=tmp_path).gan()
+    with pytest.raises(ValueError, match="latent_dim must be a whole number .*, got None"):
+        check_gan(checkpoints.load("gans", folder=tmp_path).gan(), 1, g)
 
 
 def test_a_checkpoint_without_a_gan_says_so(saved):

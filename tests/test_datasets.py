@@ -30,7 +30,6 @@ MAKERS = [
     datasets.moons,
     datasets.swiss_roll,
     datasets.checkerboard,
-    datasets.pinwheel,
 ]
 # Grid step and half width for Riemann sums; the step is at most .6 standard deviations.
 QUADRATURE = {
@@ -89,14 +88,11 @@ def test_bad_points(make, shape):
         lambda: datasets.gaussian_grid(n_side=2.5),
         lambda: datasets.gaussian_grid(n_side=True),
         lambda: datasets.gaussian_ring(n_modes=8.0),
-        lambda: datasets.pinwheel(n_arms=2.5),
-        lambda: datasets.pinwheel(rate=math.nan),
         lambda: datasets.gaussian_grid(std=-1.0),
         lambda: datasets.gaussian_grid(n_side=0),
         lambda: datasets.gaussian_ring(n_modes=0),
         lambda: datasets.moons(noise=0.0),
         lambda: datasets.swiss_roll(scale=math.nan),
-        lambda: datasets.pinwheel(n_arms=0),
     ],
 )
 def test_bad_parameters(make):
@@ -264,20 +260,6 @@ def test_checkerboard_squares():
     assert kstest((x - x.floor()).flatten(), "uniform").pvalue > 1e-6
     outside = torch.tensor([[2.5, 0.5], [-2.5, 0.5], [0.5, 1.5], [2.0, 0.0]])
     assert law.log_prob(outside).isneginf().all()
-
-
-def test_pinwheel_unwound():
-    # Without tangential noise the radius gives r, and the angle is fixed up to the arm.
-    x = datasets.pinwheel(tangential_std=1e-5).sample(20_000, seeded(9, "cpu")).double()
-    r = x.norm(dim=1)
-    turned = torch.atan2(x[:, 1], x[:, 0]) - 0.25 * r.exp()
-    arm = turned / (2 * math.pi / 5)
-    near = r > 0.2  # close to 0, r and -r are confused and the angle is noisy
-    assert (arm - arm.round())[near].abs().max() < 1e-3
-    counts = torch.bincount(arm.round().long()[near] % 5, minlength=5)
-    assert chisquare(counts).pvalue > 1e-6
-    assert kstest((r - 1) / 0.3, "norm").pvalue > 1e-4
-    assert kstest((r - 1) / 0.25, "norm").pvalue < 1e-10  # the control
 
 
 # --- images ---

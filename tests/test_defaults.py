@@ -21,7 +21,6 @@ LAWS = {
     "moons": datasets.moons,
     "swiss_roll": datasets.swiss_roll,
     "checkerboard": datasets.checkerboard,
-    "pinwheel": datasets.pinwheel,
 }
 
 

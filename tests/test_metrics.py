@@ -510,6 +510,23 @@ def test_moments():
 # --- energy distance ---
 
 
+def test_weighted_draws_stand_for_another_law():
+    """N(0, 1) with the weights e^x is N(1, 1); equal weights in any unit are none."""
+    x, y = randn(20, 500, 1, generator=rng(1)) + 1, randn(20, 2000, 1, generator=rng(2))
+    weighted = metrics.energy_distance(x, y, y[..., 0].exp())
+    plain = metrics.energy_distance(x, y)
+    assert abs(weighted.mean()) <= 5 * weighted.std() / 20**0.5 and plain.min() > 0.3
+    same = metrics.energy_distance(x, y, torch.full((20, 2000), 7.0))
+    torch.testing.assert_close(same, plain, rtol=1e-12, atol=1e-12)
+    # A draw that is there twice is one of twice the weight.
+    twice = torch.cat([y[:, :1], y], dim=1)[:, :50]
+    double = torch.ones(20, 49)
+    double[:, 0] = 2
+    by_weight = metrics.energy_distance(x, y[:, :49], double)
+    gap = metrics.energy_distance(x, twice) - by_weight
+    assert (gap.abs() < 0.05).all() and (gap > 0).all()  # which has no distance to itself
+
+
 def test_energy_distance_of_two_normals():
     # In one dimension E|N(m, s^2)| is known: for a shift m, s^2 = 2 the distance follows from it.
     def folded(m, s):
@@ -527,7 +544,9 @@ def test_energy_distance_of_two_normals():
     with pytest.raises(ValueError, match="at least 2 points"):
         metrics.energy_distance(x[:, :1], y)
     for other in (y[:1], y.expand(-1, -1, 2)):  # which would broadcast
-        with pytest.raises(ValueError, match=r"x must be .*, y \(R, m, d\); got \(20, 500, 1\)"):
+        with pytest.raises(
+            ValueError, match=r"x must be .*, y \(R, m, d\), .*; got \(20, 500, 1\)"
+        ):
             metrics.energy_distance(x, other)
 
 

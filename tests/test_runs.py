@@ -175,22 +175,22 @@ def test_the_time_left_is_that_of_the_parts_so_far(tmp_path, capsys, monkeypatch
     for name, seconds in (("a", 10), ("b", 60)):
         run.once(name, lambda seconds=seconds: take(seconds))
     assert capsys.readouterr().out.splitlines() == [
-        "part 1 of 4: a, 10 s; about 4 min left",  # at 10 s for each of 25
-        "part 2 of 4: b, 60 s; about 5 min left",  # at 14 s for each of 21
+        "part 1 of 4: a, 10 s; about 0:04:10 left",  # at 10 s for each of 25
+        "part 2 of 4: b, 60 s; about 0:04:54 left",  # at 14 s for each of 21
     ]
     run = begin(tmp_path, parts=parts)
     for name, seconds in (("a", 0), ("b", 0), ("c", 40), ("d", 2)):
         run.once(name, lambda seconds=seconds: take(seconds))
     # What was there already takes no time, and says nothing of how fast this start is.
     assert capsys.readouterr().out.splitlines() == [
-        "part 3 of 4: c, 40 s; about 2 s left",
+        "part 3 of 4: c, 40 s; about 0:00:02 left",
         "part 4 of 4: d, 2 s",
     ]
     run = begin(tmp_path, parts=dict.fromkeys(("s1", "s2", "s3"), 1))
     run.in_steps("s", ["s1"], lambda _: take(100))
     run = begin(tmp_path, parts=dict.fromkeys(("s1", "s2", "s3"), 1))
     run.in_steps("s", ["s1", "s2"], lambda _: take(20))
-    assert "part 2 of 3: s2, 20 s; about 20 s left" in capsys.readouterr().out
+    assert "part 2 of 3: s2, 20 s; about 0:00:20 left" in capsys.readouterr().out
     file = next(run.folder.glob("a-*.pt"))
     file.write_bytes(file.read_bytes()[:-1])
     run = begin(tmp_path, parts={**parts, "e": 1})
