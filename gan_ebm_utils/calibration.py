@@ -266,14 +266,14 @@ def diagnose(
 
 def _apart(real: Tensor, fake: Tensor, weight: Tensor, size: int = 2000) -> list[float]:
     """Energy distances of draws (m, d) from data (n, d), without and with weights; their noise."""
-    total, real = weight.sum(), real[None, :size]
-    share = (torch.arange(size, dtype=weight.dtype, device="cpu") + 0.5) * total / size
-    row = torch.searchsorted(weight.cumsum(dim=0), share).clamp(max=len(weight) - 1)
-    row, copies = row.unique(return_counts=True)
-    pairs = (fake[None, :size], None), (fake[None, row], copies[None])
+    real, found = real[None, :size], []
+    share = (torch.arange(size, dtype=weight.dtype, device="cpu") + 0.5) / size
+    for w in (torch.full_like(weight, 1 / len(weight)), weight / weight.sum()):
+        row = torch.searchsorted(w.cumsum(dim=0), share).clamp(max=len(w) - 1)
+        row, copies = row.unique(return_counts=True)
+        found.append(float(energy_distance(real, fake[None, row], copies[None])))
     spread = sum(part.sum() for part in base.distances(*real, *real)) / real.shape[1] ** 2
-    noise = spread * (weight.square().sum() / total**2 + 1 / real.shape[1] + 1 / size)
-    return [*(float(energy_distance(real, y, w)) for y, w in pairs), float(noise)]
+    return [*found, float(spread * (w.square().sum() + 1 / real.shape[1] + 1 / size))]
 
 
 def _is_missed(real: Tensor, fake: Tensor) -> Tensor:
