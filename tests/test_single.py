@@ -132,7 +132,7 @@ def test_it_is_one_replicate():
     with pytest.raises(ValueError, match=r"takes \(1, n, \.\.\.\), got \(2, 5, 3\)"):
         Single(nn.Linear(3, 2))(torch.zeros(2, 5, 3))
     gan = Gan(Single(G()), Single(D()), LATENT)
-    with pytest.raises(ValueError, match="takes \(1, n, ...\).*leave out replicates"):
+    with pytest.raises(ValueError, match=r"takes \(1, n, ...\).*leave out replicates"):
         mh_gan(gan, 5, rng(), replicates=2)
 
 
