@@ -430,8 +430,7 @@ def check_shape(**given: tuple[Tensor, str]) -> None:
     Traceback (most recent call last):
     ValueError: x must be (R, n, d), means (modes, d); got (1, 3, 2), (4, 3)
     """
-    sizes: dict[str, int] = {}
-    good = True
+    sizes, good = {}, True
     for tensor, axes in given.values():
         names, n = axes.removesuffix("...").split(), tensor.ndim
         good &= n > len(names) if axes.endswith("...") else n == len(names)

@@ -83,7 +83,8 @@ def drs(
             # Five standard deviations behind the pace that would reach n, and ten for small counts.
             if not m or least + 5 * math.sqrt(least) + 10 < n * n_tried / max_proposals:
                 found = f"a replicate kept {least} of {n_tried} proposals, too few to reach n = {n}"
-                raise RuntimeError(f"{found} with {max_proposals}; raise max_proposals, or set a budget")
+                line = f"with {max_proposals}; raise max_proposals, or set percentile or budget"
+                raise RuntimeError(f"{found} {line}")
             z, d = _propose(gan, (replicates, m), generator)
             n_tried += m
             rule, kept = _raised(rule, kept, d, generator)
