@@ -180,15 +180,16 @@ def energy_distance(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tenso
     different points it has the distance as its mean (Szekely and Rizzo 2013). With `weight` (R, m),
     in any unit, y (R, m, d) stands for the law of weighted draws, as of a generator with e^d.
 
-    Raises ValueError for other shapes, fewer than 2 points, values that are not finite.
+    Raises ValueError for other shapes, fewer than 2 points, values that are not finite, weights
+    below 0 or all 0.
 
     >>> energy_distance(torch.zeros(1, 3, 1), torch.ones(1, 2, 1))  # two points
     tensor([2.], dtype=torch.float64)
     """
     weight = torch.ones_like(y[..., 0]) if weight is None else weight
     x, y, weight = _checked(x=(x, "R n d"), y=(y, "R m d"), weight=(weight, "R m"))
-    if min(x.shape[1], y.shape[1]) < 2:
-        raise ValueError(f"give at least 2 points each, got {tuple(x.shape)}, {tuple(y.shape)}")
+    if min(x.shape[1], y.shape[1]) < 2 or weight.min() < 0 or not weight.sum(dim=1).all():
+        raise ValueError("give at least 2 points each, and weights of which none is below 0")
 
     def mean(a: Tensor, v: Tensor, b: Tensor, w: Tensor) -> Tensor:
         v, w = v / v.sum(), w / w.sum()
@@ -196,9 +197,7 @@ def energy_distance(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tenso
         return v @ rows / (1 - v @ v if a is b else 1)
 
     four = zip(x, torch.ones_like(x[..., 0]), y, weight, strict=True)
-    return torch.stack(
-        [2 * mean(a, v, b, w) - mean(a, v, a, v) - mean(b, w, b, w) for a, v, b, w in four]
-    )
+    return torch.stack([2 * mean(*s) - mean(*s[:2] * 2) - mean(*s[2:] * 2) for s in four])
 
 
 def chi_square(x: Tensor, truth: Distribution, box: Box, n_cells: int = 10) -> Tensor:

@@ -105,7 +105,7 @@ def read(file: Path) -> Any:
 
 
 def mnist_source() -> dict[str, str]:
-    """The data of a recipe that reads MNIST, for `begin`."""
+    """The data of a recipe that reads MNIST, for `Run`."""
     return {
         "data": "MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0)",
         "data_sha256": digest(mnist("train"), mnist("test")),

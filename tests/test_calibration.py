@@ -346,6 +346,20 @@ def test_weights_that_take_the_draws_away_are_told():
     assert sum(bool(trial(0.0, seed).is_worse) for seed in range(10)) == 0  # the control
 
 
+def test_one_draw_with_all_the_weight_and_few_draws():
+    class First(nn.Module):
+        def forward(self, x):
+            return torch.where(x[..., 0] == x[..., 0].max(), 200.0, 0.0)
+
+    data = randn(400, 2, generator=rng())
+    gan = Gan(nn.Identity(), First(), 2)
+    found = diagnose(gan, data, rng(), n_draws=1000)  # which are judged all at once
+    assert found.effective == 1 and found.largest == 1 and not found.is_enough
+    assert found.after.isfinite() and not found.is_worse  # a law of one draw tells nothing
+    few = diagnose(EXACT.gan, EXACT.data.sample((200,), rng()), rng(), n_draws=100)
+    assert few.missed == 0 and few.n_draws == 100  # as many neighbours as there are data
+
+
 def test_features_stand_for_samples():
     """Data that differ in what is no feature are not missed."""
     far = EXACT.data.sample((500,), rng()) * torch.tensor([1.0, 1.0])

@@ -518,6 +518,10 @@ def test_weighted_draws_stand_for_another_law():
     assert abs(weighted.mean()) <= 5 * weighted.std() / 20**0.5 and plain.min() > 0.3
     same = metrics.energy_distance(x, y, torch.full((20, 2000), 7.0))
     torch.testing.assert_close(same, plain, rtol=1e-12, atol=1e-12)
+    one_is_0 = torch.ones(20, 2000).index_fill(0, torch.tensor(3), 0)
+    for bad in (torch.zeros(20, 2000), -torch.ones(20, 2000), one_is_0):
+        with pytest.raises(ValueError, match="weights of which none is below 0"):
+            metrics.energy_distance(x, y, bad)
     # A draw that is there twice is one of twice the weight.
     twice = torch.cat([y[:, :1], y], dim=1)[:, :50]
     double = torch.ones(20, 49)
