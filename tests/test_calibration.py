@@ -356,6 +356,15 @@ def test_one_draw_with_all_the_weight_and_few_draws():
     found = diagnose(gan, data, rng(), n_draws=1000)  # which are judged all at once
     assert found.effective == 1 and found.largest == 1 and not found.is_enough
     assert found.after.isfinite() and not found.is_worse  # a law of one draw tells nothing
+
+    # A weight is cut at 1/sqrt(n) of the sum: with a tenth at one far point the law would move.
+    class Tenth(First):
+        def forward(self, x):
+            return super().forward(x).clamp(max=math.log(1000 / 9))
+
+    gan, many = Gan(nn.Identity(), Tenth(), 2), randn(2000, 2, generator=rng())
+    found = diagnose(gan, many, rng(), n_draws=1000)
+    assert found.largest == pytest.approx(0.1, abs=0.01) and found.after < found.before + 0.02
     few = diagnose(EXACT.gan, EXACT.data.sample((200,), rng()), rng(), n_draws=100)
     assert few.missed == 0 and few.n_draws == 100  # as many neighbours as there are data
 
