@@ -154,6 +154,19 @@ class Chain(NamedTuple):
     accepted_share: Tensor
 
 
+class Interval(NamedTuple):
+    """A mean with the ends of its 95 % interval; prints as "98.2 [97.8, 98.6]"."""
+
+    mean: float
+    low: float
+    high: float
+    digits: int
+
+    def __str__(self) -> str:
+        mean, low, high = (f"{number:.{self.digits}f}" for number in self[:3])
+        return f"{mean} [{low}, {high}]"
+
+
 class Calls(NamedTuple):
     """Rows that passed through networks: forward, and backward from their outputs."""
 

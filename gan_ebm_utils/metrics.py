@@ -16,20 +16,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from gan_ebm_utils import base
-from gan_ebm_utils.base import Box, Distribution, Energy, Sample
-
-
-class Interval(NamedTuple):
-    """A mean with the ends of its 95 % interval; prints as "98.2 [97.8, 98.6]"."""
-
-    mean: float
-    low: float
-    high: float
-    digits: int
-
-    def __str__(self) -> str:
-        mean, low, high = (f"{number:.{self.digits}f}" for number in self[:3])
-        return f"{mean} [{low}, {high}]"
+from gan_ebm_utils.base import Box, Distribution, Energy, Interval, Sample
 
 
 def mean_interval(values: Tensor, digits: int = 3) -> Interval:

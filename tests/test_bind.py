@@ -15,7 +15,7 @@ FIRST = "https://github.com/ada/course"
 SECOND = "https://github.com/emmy-noether/gan.ebm_2"
 SCRIPT = "book/_tools/bind.py"
 FILES = ["pyproject.toml", "_config.yml", "CITATION.cff", "README.md", SCRIPT]
-FILES += [path.relative_to(ROOT) for path in ROOT.glob("notebooks/[0-9][0-9]_*.ipynb")]
+FILES += [path.relative_to(ROOT) for path in ROOT.glob("notebooks/[0-9A-Z]*_*.ipynb")]
 
 
 spec = importlib.util.spec_from_file_location("bind", ROOT / SCRIPT)

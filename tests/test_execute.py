@@ -94,3 +94,41 @@ def test_the_kernel_is_the_python_that_was_asked_for(tree, other_python):
 def test_an_unknown_notebook_is_named(tree):
     run = execute(tree, "notebooks/77_none.ipynb")
     assert run.returncode == 1 and "77_none.ipynb" in run.stderr
+
+
+SAYS = "def claim(text):\n    print('✓ ' + text)"
+FOLDED = [
+    "# @title Set-up\n" + SAYS,
+    "claim('a')\nclaim('b')",
+    "claim('a')\nprint(1)",
+    "claim('a')",
+]
+
+
+def test_claims_and_titled_cells_are_folded(tree):
+    path = write(tree, "01_toy.ipynb", FOLDED)
+    assert execute(tree).returncode == 0
+    stored = path.read_bytes()
+    setup, two, mixed, one = json.loads(stored)["cells"]
+    assert "".join(two["source"]) == "# @title ✓ 2 checks\nclaim('a')\nclaim('b')"
+    assert "".join(one["source"]).startswith("# @title ✓ 1 check\n")
+    for cell, title in ((setup, "Set-up"), (two, "✓ 2 checks"), (one, "✓ 1 check")):
+        assert cell["metadata"] == {
+            "cellView": "form",  # Colab shows the title
+            "collapsed": True,
+            "jupyter": {"outputs_hidden": True, "source_hidden": True},
+            "mystnb": {"code_prompt_hide": title, "code_prompt_show": title},
+            "tags": ["hide-cell", "t"],
+        }
+    assert mixed["metadata"] == {"tags": ["t"]}
+    assert "".join(mixed["source"]) == FOLDED[2]
+    assert execute(tree).returncode == 0
+    assert path.read_bytes() == stored
+    write_again = json.loads(stored)
+    write_again["cells"][1]["source"] = "# @title ✓ 2 checks\nclaim('a')"  # one claim has gone
+    write_again["cells"][0]["source"] = SAYS  # and a title
+    path.write_text(json.dumps(write_again))
+    assert execute(tree).returncode == 0
+    setup, one = json.loads(path.read_bytes())["cells"][:2]
+    assert "".join(one["source"]) == "# @title ✓ 1 check\nclaim('a')"
+    assert setup["metadata"] == {"tags": ["t"]}

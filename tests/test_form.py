@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9A-Z]*_*.ipynb"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
 MAX_LINES, MAX_MEDIAN_LINES, MAX_BYTES, MAX_SECONDS, MIN_EXERCISES = 40, 15, 1_500_000, 90, 3
 MAX_COLUMNS = 100

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9A-Z]*_*.ipynb"))
 MIN_MARGIN = 5.5  # standard deviations
 
 spec = importlib.util.spec_from_file_location("margins", ROOT / "tests" / "margins" / "run.py")

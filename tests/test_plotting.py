@@ -1,5 +1,7 @@
 """Panels draw what they are given and name what they cannot draw."""
 
+import re
+
 import matplotlib
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 from gan_ebm_utils import plotting
+from gan_ebm_utils.base import Interval
 
 BOX = (-1.0, 2.0, -3.0, 4.0)
 
@@ -94,3 +97,61 @@ def test_points_far_away_keep_their_digits(ax):
 def test_what_cannot_be_drawn_is_named(ax, draw, says):
     with pytest.raises(ValueError, match=says):
         draw(ax)
+
+
+def test_dots_stand_in_rows_with_their_ends(ax):
+    rows = {"data": Interval(3.0, 2.0, 5.0, 1), "GAN": Interval(1.0, 0.5, 1.5, 1)}
+    plotting.dots(ax, rows, "score", reference=["data"])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["data", "GAN"]
+    assert ax.yaxis_inverted() and ax.get_xlabel() == "score"
+    bars = [container.lines[2][0].get_segments()[0] for container in ax.containers]
+    np.testing.assert_allclose(bars, [[[2, 0], [5, 0]], [[0.5, 1], [1.5, 1]]])
+    colors = [container.lines[0].get_color() for container in ax.containers]
+    assert colors == [plotting.TRUTH, plotting.COLORS[0]]
+    with pytest.raises(ValueError, match=r"reference must name rows, \['data', 'GAN'\]; got"):
+        plotting.dots(ax, rows, "score", reference=["dta"])
+    with pytest.raises(ValueError, match="no rows"):
+        plotting.dots(ax, {}, "score")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed, as HTML."""
+    found = []
+    monkeypatch.setattr("IPython.display.display", lambda it: found.append(it.data))
+    return found
+
+
+def score(mean, half):
+    return Interval(mean, mean - half, mean + half, 1)
+
+
+ROWS = {
+    "data": {"FID": score(0.0, 0.1), "quality": score(9.0, 0.1), "calls": "1"},
+    "a < b": {"FID": score(5.0, 1.0), "quality": score(5.0, 1.0)},
+    "best": {"FID": score(2.0, 1.0), "quality": score(6.5, 1.0), "calls": "802"},
+}
+
+
+def test_a_table_marks_the_best_where_intervals_allow_it(shown):
+    plotting.table(ROWS, better={"FID": min, "quality": max}, reference=["data"])
+    heads = re.findall("<th>(.*?)</th>", shown[0])
+    assert heads == ["", "FID", "quality", "calls", "<em>data</em>", "a &lt; b", "best"]
+    # Lowest of those that compete, and apart from the other; the qualities overlap.
+    assert re.findall("<strong>(.*?)</strong>", shown[0]) == ["2.0 <small>[1.0, 3.0]</small>"]
+    assert re.findall("<em>(.*?)</em>", shown[0]) == ["data"]
+    assert shown[0].count("<td></td>") == 1  # the calls that are missing
+    plotting.table(ROWS, better={"FID": max}, reference=["data"])
+    assert re.findall("<strong>(.*?)<", shown[1]) == ["5.0 "]
+    plotting.table(ROWS)
+    assert "<strong>" not in shown[2]
+
+
+def test_a_table_says_what_it_cannot_compare(shown):
+    with pytest.raises(ValueError, match="only intervals can be compared; column 'calls' holds"):
+        plotting.table(ROWS, better={"calls": min})
+    with pytest.raises(ValueError, match="column 'EMD' holds"):
+        plotting.table(ROWS, better={"EMD": min})
+    with pytest.raises(ValueError, match=r"reference must name rows.*got \['real'\]"):
+        plotting.table(ROWS, reference=["real"])
+    assert shown == []

@@ -78,7 +78,7 @@ def bound_notebook(text, address, name):
 def bind(root, url):
     """Bind the tree below `root`; nothing is written unless every file can be."""
     address = checked(url)
-    notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    notebooks = sorted((root / "notebooks").glob("[0-9A-Z]*_*.ipynb"))
 
     def read(path):
         return path.read_text(encoding="utf-8")

@@ -2,6 +2,10 @@
 
 `make notebooks` runs every chapter; `python book/_tools/execute_notebooks.py PATH ...` runs some.
 On one machine a second run writes the same bytes. Run times go to book/run_times.csv.
+
+A cell whose first line is `# @title Words` is folded: its title stands for it in the book, in
+JupyterLab and in Colab, until a reader opens it. A cell that prints nothing but claims is folded
+under the title "✓ n checks".
 """
 
 import csv
@@ -23,7 +27,9 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 ROOT = Path(__file__).parents[2]
 COLUMNS = ("Chapter", "Seconds", "When", "Machine")
 # What else a cell's metadata holds, times and scroll positions, differs from run to run.
-CELL_METADATA = ("jupyter", "mystnb", "tags")
+CELL_METADATA = ("cellView", "collapsed", "jupyter", "mystnb", "tags")
+TITLE = "# @title "  # what Colab shows in the place of a folded cell, JupyterLab as its first line
+CHECK = "✓ "
 
 
 class OwnKernel(AsyncKernelManager):
@@ -49,6 +55,35 @@ def normalise(notebook):
         cell["metadata"] = nbformat.from_dict(kept)
 
 
+def fold(cell):
+    """Fold in place a code cell that has a title, or only claims; unfold one that has lost it."""
+    printed = "".join(output.get("text", "") for output in cell.outputs).splitlines()
+    only_claims = printed and all(line.startswith(CHECK) for line in printed)
+    if only_claims and all(output.output_type == "stream" for output in cell.outputs):
+        title = f"{CHECK}{len(printed)} check{'s' if len(printed) > 1 else ''}"
+        body = cell.source.split("\n", 1)[1] if cell.source.startswith(TITLE) else cell.source
+        cell.source = f"{TITLE}{title}\n{body}"
+    meta = cell.metadata
+    tags = [tag for tag in meta.get("tags", []) if tag != "hide-cell"]
+    mystnb = {key: value for key, value in meta.get("mystnb", {}).items() if "prompt" not in key}
+    for key in ("cellView", "collapsed", "jupyter"):
+        meta.pop(key, None)
+    if cell.source.startswith(TITLE):
+        title = cell.source.split("\n", 1)[0].removeprefix(TITLE)
+        tags = sorted([*tags, "hide-cell"])
+        mystnb |= {"code_prompt_show": title, "code_prompt_hide": title}
+        meta["cellView"] = "form"  # Colab
+        meta["jupyter"] = {"source_hidden": True, "outputs_hidden": True}  # JupyterLab
+        meta["collapsed"] = True  # both, of the outputs
+    elif "hide-input" in tags:
+        meta["jupyter"] = {"source_hidden": True}
+    for key, value in (("mystnb", mystnb), ("tags", tags)):
+        if value:
+            meta[key] = value
+        else:
+            meta.pop(key, None)
+
+
 def execute(path):
     """Run the notebook at `path`, store it, and return the seconds it took."""
     notebook = nbformat.read(path, as_version=4)
@@ -65,6 +100,9 @@ def execute(path):
     client.execute()
     seconds = time.perf_counter() - start
     normalise(notebook)  # the kernel has filled language_info in
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            fold(cell)
     for number, cell in enumerate(notebook.cells, start=1):
         if any(output.output_type == "error" for output in cell.get("outputs", [])):
             raise ValueError(f"cell {number} of {path.name} ends in an error")
@@ -101,7 +139,7 @@ def note_run_time(table, chapter, seconds):
 
 def main(arguments):
     paths = [Path(name).resolve() for name in arguments]
-    paths = paths or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    paths = paths or sorted((ROOT / "notebooks").glob("[0-9A-Z]*_*.ipynb"))
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         sys.exit(f"no such notebook: {', '.join(missing)}")

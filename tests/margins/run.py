@@ -283,7 +283,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.runs < 2 or args.jobs < 1:
         parser.error("--runs must be at least 2 and --jobs at least 1")
-    notebooks = args.notebooks or sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    notebooks = args.notebooks or sorted((ROOT / "notebooks").glob("[0-9A-Z]*_*.ipynb"))
     for notebook in notebooks:
         study(notebook.resolve(), args.runs, args.jobs)
 
