@@ -15,11 +15,13 @@ def lines_of(target):
     return re.search(rf"(?m)^{target}:.*\n((?:\t.*\n)+)", MAKEFILE)[1]
 
 
-def test_readers_are_told_of_every_command():
-    told = (ROOT / "README.md").read_text(encoding="utf-8")
-    told += (ROOT / "book" / "how_to_use.md").read_text(encoding="utf-8")
+def test_every_command_is_told_and_readers_hear_of_theirs():
+    pages = ["README.md", "book/how_to_use.md", "CONTRIBUTING.md"]
+    readme, how_to_use, contributing = ((ROOT / page).read_text(encoding="utf-8") for page in pages)
     commands = re.findall(r"(?m)^([a-z]+):.*## ", MAKEFILE)
-    assert [name for name in commands if f"make {name}" not in told] == ["help", "clean"]
+    assert [name for name in commands if f"`make {name}" not in contributing] == ["help"]
+    for name in ("book", "test", "lab"):
+        assert f"make {name}" in readme and f"make {name}" in how_to_use
 
 
 def test_make_test_runs_every_test_and_leaves_the_notebooks_to_the_wheel():
