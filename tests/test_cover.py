@@ -60,6 +60,8 @@ def test_the_pictures_are_those_of_their_tool(tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "FOLDER", tmp_path)
     monkeypatch.setattr(tool, "N", 200)
     tool.main()
+    assert Image.open(tmp_path / "energy.png") == Image.open(STATIC / "energy.png")
+    (tmp_path / "energy.png").unlink()
     assert sorted(file.stem for file in tmp_path.iterdir()) == [f"opening_{n}" for n in OPENING]
     pictures = [Image.open(file).convert("RGB") for file in sorted(tmp_path.iterdir())]
     colours = [{colour for _, colour in picture.getcolors(2**16)} for picture in pictures]
@@ -79,6 +81,8 @@ def test_the_cover_says_how_it_was_made():
     assert 0.6 < facts["generator"]["high_quality"] < 0.95
     assert abs(facts["energy_minus_truth"]["mean"]) < 0.05
     assert facts["energy_minus_truth"]["std"] < 0.1
+    (told,) = re.findall(r"differs from the true .* by ([\d.]+) nats", INDEX)
+    assert f"{math.hypot(*facts['energy_minus_truth'].values()):.2f}" == told
 
 
 def test_log_kernel_density_integrates_to_one():

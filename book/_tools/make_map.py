@@ -77,7 +77,7 @@ def sign(kind):
 
 def method(name, kind, chapter):
     """One method, a link to its chapter where there is one."""
-    text = f"{sign(kind)} {html.escape(name)}"
+    text = f"{sign(kind)}{html.escape(name)}"
     if chapter is None:
         return f'<li class="map-later">{text}</li>'
     href = f"../notebooks/{CHAPTERS[chapter]}.html"

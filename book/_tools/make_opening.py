@@ -1,8 +1,10 @@
-"""Draw the three pictures at the top of the first page: `python book/_tools/make_opening.py`.
+"""Draw the pictures of the first page: `python book/_tools/make_opening.py`.
 
 The ten GANs, the seed and the order of the draws are those of the first cells of chapter 06, and
 so are the shares of good samples. The GAN drawn is the median one by what its generator draws. What
 the page says of the pictures is stored in them, as JSON in their descriptions.
+
+The picture of the energy is the right panel of the cover, which alone is legible on a phone.
 """
 
 import json
@@ -14,15 +16,17 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 import torch
+from PIL import Image
 
 from gan_ebm_utils import checkpoints, metrics, plotting
 from gan_ebm_utils.base import default_device, seeded
 from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.refine import drs
 
-FOLDER = Path(__file__).parents[1] / "_static"
+STATIC = FOLDER = Path(__file__).parents[1] / "_static"
 REPLICATES, N, BUDGET, STD, N_STD, N_SHOWN = 10, 10_000, 30, 0.05, 4, 4000
 GOOD, BAD = plotting.FAKE, "0.1"
+PANEL = 970, 0, 1500, 510  # of the cover, in pixels from its left and upper edges
 
 
 def samples():
@@ -70,6 +74,7 @@ def main():
         }
         draw(x[median, :N_SHOWN], means, FOLDER / f"opening_{name}.png", facts)
         print(name, json.dumps(facts))
+    Image.open(STATIC / "cover.png").crop(PANEL).save(FOLDER / "energy.png", optimize=True)
 
 
 if __name__ == "__main__":
