@@ -30,7 +30,7 @@ MAX_WORDS, MAX_MINUTES = 3500, 45
 IN_FORM = ("06", "08")
 # Visible lines of code: 60 % (in the form) or 75 % of what a chapter showed before it had folds.
 MAX_CODE = {"01": 469, "02": 597, "03": 365, "06": 205, "07": 172, "08": 270, "09": 205, "10": 447}
-WORDS_A_MINUTE, SECONDS_A_DISPLAY, SECONDS_A_FIGURE, SECONDS_A_LINE = 150, 30, 30, 4
+WORDS_A_MINUTE, SECONDS_A_DISPLAY, SECONDS_A_FIGURE, SECONDS_A_LINE = 120, 45, 30, 4
 TAGS = {"hide-cell", "hide-input", "nbval-ignore-output"}
 MYSTNB = {"image": {"alt", "width", "align"}, "figure": {"caption", "name"}}
 PROMPTS = ("code_prompt_show", "code_prompt_hide")
@@ -214,7 +214,7 @@ def unnamed_references(text, own):
 
 def bare_decimals(text):
     """Numbers that begin with their point."""
-    return re.findall(r"(?<![\w.)\]\\}])\.\d+", text)
+    return re.findall(r"(?<![\w.)\]\\}:])\.\d+", text)
 
 
 FEW = "(?:one|two|three|four|five|six|seven|eight|nine)"
@@ -379,14 +379,10 @@ def check_tables_are_tables(notebook):
     """What is printed in the open is a line or two; a table there is short and narrow."""
     found = []
     for cell in main_line(notebook)[1]:
-        lines = [
-            line for line in texts(cell).splitlines() if len(re.findall(r"\d+\.?\d*", line)) > 1
-        ]
-        printed = any("text" in output for output in cell["outputs"])
-        if printed and len(lines) > 2:
-            found.append(
-                f"the cell {start(cell)} prints {len(lines)} lines of numbers: plotting.table"
-            )
+        printed = "\n".join("".join(output.get("text", "")) for output in cell["outputs"])
+        lines = [line for line in printed.splitlines() if len(re.findall(r"[\d.]+", line)) > 1]
+        if len(lines) > 2:
+            found.append(f"the cell {start(cell)} prints {len(lines)} lines of numbers, no table")
         for output in cell["outputs"]:
             table = "".join(output.get("data", {}).get("text/html", ""))
             head, _, body = table.partition("</thead>")

@@ -18,6 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
+)
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,16 @@ TOO_WIDE = """() => {
         .map(e => e.tagName + '.' + e.className + ' ' + e.textContent.trim().slice(0, 60))
     return ['page ' + document.documentElement.scrollWidth + ' px', ...wide.slice(0, 5)]
 }"""
+
+
+# WCAG 2.2 A and AA. MathJax writes what is inside a formula.
+AXE = {
+    "context": {"exclude": [["mjx-container"]]},
+    "options": {
+        "runOnly": {"type": "tag", "values": "wcag2a wcag2aa wcag21a wcag21aa wcag22aa".split()},
+        "resultTypes": ["violations"],
+    },
+}
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -111,6 +124,22 @@ def look(browser, base, path):
     return Look(console, outside, embedded, bad_math, no_alt, too_wide)
 
 
+def barriers(browser, address, theme, viewport):
+    """What keeps readers out of a page, with all that can be opened open: rule and first place."""
+    context = browser.new_context(viewport=viewport, color_scheme=theme)
+    page = context.new_page()
+    page.goto(address, wait_until="load")
+    page.evaluate("() => window.MathJax?.startup?.promise")
+    page.evaluate("() => document.querySelectorAll('details').forEach(e => { e.open = true })")
+    found = axe.Axe().run(page, **AXE).response["violations"]
+    context.close()
+    return [
+        f"{one['id']}: {one['nodes'][0]['html'][:100]} and {len(one['nodes']) - 1} more"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
 @pytest.fixture(scope="module")
 def build():
     """The strict build. What an earlier build has read is removed: it would hide its warnings."""
@@ -146,12 +175,16 @@ def page(browser):
 
 
 @pytest.fixture(scope="module")
-def looks(browser, book):
-    """One look at every page of the book, but for a front door that only leads on."""
+def names(book):
+    """Every page of the book, but for a front door that only leads on."""
     html = ROOT / "_build" / "html"
     pages = [path for path in html.rglob("*.html") if "_static" not in path.parts]
     pages = [path for path in pages if 'http-equiv="Refresh"' not in path.read_text("utf-8")]
-    names = sorted(path.relative_to(html).as_posix() for path in pages)
+    return sorted(path.relative_to(html).as_posix() for path in pages)
+
+
+@pytest.fixture(scope="module")
+def looks(browser, book, names):
     return {name: look(browser, book, name) for name in names}
 
 
@@ -163,6 +196,12 @@ def test_the_strict_build_has_no_warning(build):
 def test_every_page(looks, aspect):
     assert CHAPTER in looks
     assert {name: found for name, seen in looks.items() if (found := getattr(seen, aspect))} == {}
+
+
+@pytest.mark.parametrize(("theme", "viewport"), [("light", DESKTOP), ("dark", PHONE)])
+def test_every_page_is_open_to_everyone(browser, book, names, theme, viewport):
+    found = {name: barriers(browser, book + name, theme, viewport) for name in names}
+    assert {name: rules for name, rules in found.items() if rules} == {}
 
 
 def test_the_front_door_leads_to_the_book(page, book):
@@ -356,3 +395,20 @@ def test_a_bad_page_is_found(browser, tmp_path, aspect):
     with served(tmp_path) as base:
         assert getattr(look(browser, base, "bad.html"), aspect)
         assert look(browser, base, "good.html") == Look([], [], [], [], [], [])
+
+
+BARRIERS = {
+    "color-contrast": "<p style='color: #aaa'>pale</p>",
+    "button-name": "<details><summary>more</summary><button></button></details>",
+    "aria-required-children": "<div role='list'><button>a work</button></div>",
+}
+
+
+@pytest.mark.parametrize("rule", BARRIERS)
+def test_a_barrier_is_found(browser, tmp_path, rule):
+    (tmp_path / "bad.html").write_text(f"{HEAD}<body><main>{BARRIERS[rule]}</main></body></html>")
+    (tmp_path / "good.html").write_text(f"{HEAD}<body><main>Good</main></body></html>")
+    with served(tmp_path) as base:
+        found = barriers(browser, base + "bad.html", "light", DESKTOP)
+        assert [one.split(":")[0] for one in found] == [rule]
+        assert barriers(browser, base + "good.html", "light", DESKTOP) == []
