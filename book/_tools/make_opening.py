@@ -26,7 +26,7 @@ from gan_ebm_utils.refine import drs
 STATIC = FOLDER = Path(__file__).parents[1] / "_static"
 REPLICATES, N, BUDGET, STD, N_STD, N_SHOWN = 10, 10_000, 30, 0.05, 4, 4000
 GOOD, BAD = plotting.FAKE, "0.1"
-PANEL = 970, 0, 1500, 510  # of the cover, in pixels from its left and upper edges
+PANEL = 925, 0, 1500, 510  # of the cover, in pixels from its left and upper edges
 
 
 def samples():
