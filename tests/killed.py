@@ -24,6 +24,7 @@ OPTIONS = {
     "mnist_features": ["--epochs", "4"],
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
     "one_budget": ["gaussians25", "--n", "200"],
+    "plain_refit": ["--refit-steps", "5"],
     "plane_ebms": ["--steps", "10", "--replicates", "2"],
     "plane_gans": ["--refit-steps", "5", "--replicates", "2"],
 }
@@ -46,9 +47,10 @@ def make_tiny(recipe):
         module.DOT_SIZES["gaussians25"] = (0.01, 0.1)
     if recipe == "plane_ebms":
         module.LAWS, module.N_CELLS = ("moons",), 100
-    if recipe == "plane_gans":
-        module.N_SAMPLES, module.N_EMD, module.N_PROPOSALS, module.N_REFIT = 50, 20, 3, 200
-        for game in module.GAMES.values():
+    if recipe in ("plane_gans", "plain_refit"):
+        plane = importlib.import_module("gan_ebm_utils.recipes.plane_gans")
+        plane.N_SAMPLES, plane.N_EMD, plane.N_PROPOSALS, plane.N_REFIT = 50, 20, 3, 200
+        for game in plane.GAMES.values():
             game.settings["n_steps"] = 5
     return module
 

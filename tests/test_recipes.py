@@ -23,6 +23,7 @@ from gan_ebm_utils.recipes import (
     mnist_features,
     mnist_gan,
     one_budget,
+    plain_refit,
     plane_ebms,
     plane_gans,
 )
@@ -380,6 +381,34 @@ def test_stored_gans_of_the_plane_score_as_their_cards_say(name):
     for who, x in found.items():
         expected = stored.card["metrics"][who][key][0]
         assert plane_gans.score(x, law, rng)[key][0] == pytest.approx(expected, abs=tolerance)
+
+
+# --- plain_refit ---
+
+
+def test_the_stored_plain_discriminators_are_those_of_their_recipe():
+    gans, plain = (checkpoints.load(f"gaussians25_{name}") for name in ("gan", "plain"))
+    assert plain.card["checkpoint_sha256"] == gans.card["sha256"]
+    assert plain.card["settings"] == json.loads(
+        json.dumps(plain_refit.settings_of(gans.card, 6000))
+    )
+    both = gans.card["settings"]
+    assert plain.card["settings"]["refit"] == both["refit"], "the two refits differ in the network"
+    layers = [
+        {name: value.shape for name, value in network.state_dict().items()}
+        for network in (gans.networks["discriminator"], plain.networks["discriminator"])
+    ]
+    assert layers[0] == layers[1], "and this one has the layers of the own discriminator"
+
+
+def test_the_stored_plain_discriminators_score_as_their_card_says():
+    gans, plain = (checkpoints.load(f"gaussians25_{name}") for name in ("gan", "plain"))
+    gan = gans.gan()._replace(discriminator=plain.networks["discriminator"])
+    rng, law = seeded(7, "cpu"), plane_gans.GAMES["gaussians25_gan"].law
+    x = mh_gan(gan, 1000, rng, replicates=10, n_steps=100).samples
+    found = plane_gans.score(x, law, rng)["high_quality"][0]
+    card = plain.card["metrics"]["mh_gan"]["high_quality"][0]
+    assert found == pytest.approx(card, abs=0.015)
 
 
 # --- mnist_gan ---

@@ -32,6 +32,7 @@ SETTINGS = {
         for size in bench.sizes(use)
     ]""",
     "plane_ebms": "settings_of(9, 9)",
+    "plain_refit": "settings_of({'settings': {'replicates': 9}}, 9)",
     "plane_gans": "[settings_of(name, 9, 9) for name in GAMES]",
 }
 # What is stored or drawn to look at, when all is finished.

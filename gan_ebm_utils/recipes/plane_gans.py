@@ -126,10 +126,12 @@ def train(game: Game, penalty: Penalty | None, replicates: int, seed: int) -> li
     return [network.state_dict() for network in (gan.generator, gan.discriminator)]
 
 
-def refit(gan: Gan, law: Distribution, steps: int, replicates: int, seed: int) -> dict[str, Tensor]:
+def refit(
+    gan: Gan, law: Distribution, steps: int, replicates: int, seed: int, layers: dict[str, Any]
+) -> dict[str, Tensor]:
     """The weights of a discriminator fitted to the generators on N_REFIT points of `law`."""
     generator = seeded(seed)
-    discriminator = mlp(**REFITTED, replicates=replicates, generator=generator)
+    discriminator = mlp(**layers, replicates=replicates, generator=generator)
     data = minibatches(law.sample((N_REFIT,), generator))
     refitted = refit_discriminator(
         gan, discriminator, data, steps, generator, replicates=replicates, **REFIT
@@ -202,7 +204,8 @@ def make(
     }
     scores = {"generator": once("scores", score_draws, gan, game.law, replicates, seed + 1)}
     if game.is_refitted:
-        weights = once("refitted", refit, gan, game.law, refit_steps, replicates, seed + 2)
+        given = game.law, refit_steps, replicates, seed + 2, REFITTED
+        weights = once("refitted", refit, gan, *given)
         network = mlp(**REFITTED, replicates=replicates, generator=seeded(seed))
         gan = gan._replace(discriminator=rounded(network, weights))
         networks["discriminator_refitted"] = (gan.discriminator, REFITTED)
