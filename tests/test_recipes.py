@@ -401,13 +401,14 @@ def test_the_stored_plain_discriminators_are_those_of_their_recipe():
     assert layers[0] == layers[1], "and this one has the layers of the own discriminator"
 
 
-def test_the_stored_plain_discriminators_score_as_their_card_says():
+@pytest.mark.parametrize("name", plain_refit.NAMES)
+def test_the_stored_plain_discriminators_score_as_their_card_says(name):
     gans, plain = (checkpoints.load(f"gaussians25_{name}") for name in ("gan", "plain"))
-    gan = gans.gan()._replace(discriminator=plain.networks["discriminator"])
+    gan = gans.gan()._replace(discriminator=plain.networks[name])
     rng, law = seeded(7, "cpu"), plane_gans.GAMES["gaussians25_gan"].law
     x = mh_gan(gan, 1000, rng, replicates=10, n_steps=100).samples
     found = plane_gans.score(x, law, rng)["high_quality"][0]
-    card = plain.card["metrics"]["mh_gan"]["high_quality"][0]
+    card = plain.card["metrics"][name]["high_quality"][0]
     assert found == pytest.approx(card, abs=0.015)
 
 

@@ -127,11 +127,22 @@ def train(game: Game, penalty: Penalty | None, replicates: int, seed: int) -> li
 
 
 def refit(
-    gan: Gan, law: Distribution, steps: int, replicates: int, seed: int, layers: dict[str, Any]
+    gan: Gan,
+    law: Distribution,
+    steps: int,
+    replicates: int,
+    seed: int,
+    layers: dict[str, Any],
+    begin: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """The weights of a discriminator fitted to the generators on N_REFIT points of `law`."""
+    """The weights of a discriminator fitted to the generators on N_REFIT points of `law`.
+
+    It has the given layers and begins at random weights, or at those given.
+    """
     generator = seeded(seed)
     discriminator = mlp(**layers, replicates=replicates, generator=generator)
+    if begin is not None:
+        discriminator.load_state_dict(begin)
     data = minibatches(law.sample((N_REFIT,), generator))
     refitted = refit_discriminator(
         gan, discriminator, data, steps, generator, replicates=replicates, **REFIT
