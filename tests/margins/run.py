@@ -268,10 +268,11 @@ def study(notebook, runs, jobs):
             if future.exception():
                 pool.shutdown(cancel_futures=True)  # a fault of the notebook would hit every run
             rows += future.result()
-            rows.sort(key=lambda row: (int(row["offset"]), order[row["text"]]))
             write(table, RUN_COLUMNS, rows)
             print(f"{notebook.stem}: offset {futures[future]}", flush=True)
-    write(table, RUN_COLUMNS, rows)  # without those of claims that are gone
+    # Without those of claims that are gone, in the order in which the notebook has them now.
+    rows.sort(key=lambda row: (int(row["offset"]), order[row["text"]]))
+    write(table, RUN_COLUMNS, rows)
     write(FOLDER / f"{notebook.stem}_summary.csv", SUMMARY_COLUMNS, summarise(rows))
 
 
