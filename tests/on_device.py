@@ -452,6 +452,8 @@ NO_TENSORS = {
     "runs.Run",
     "runs.mnist_source",
     "plotting.set_style",
+    "plotting.dots",
+    "plotting.table",
     # These read files into tensors on the CPU.
     "datasets.digits",
     "datasets.mnist",

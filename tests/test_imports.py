@@ -16,7 +16,8 @@ import pytest
 
 PACKAGE = "gan_ebm_utils"
 ROOT = Path(__file__).parents[1]
-# A family of networks may build on another; the package that names them all lies above.
+# A family of networks may build on another, the package that names them all lies above; a recipe
+# that goes on from another's checkpoint lies above that one.
 FLOORS = {
     "base": 0,
     "calibration": 2,
@@ -31,6 +32,7 @@ FLOORS = {
     "networks.images": 1.25,
     "networks.stacked": 1,
     "plotting": 1,
+    "recipes.plain_refit": 4.5,
     "refine": 2,
     "runs": 3,
     "samplers": 1,
@@ -59,7 +61,8 @@ def floor(module):
     parts = module.split(".")[1:]
     if not parts:
         return -1
-    return RECIPE_FLOOR if parts[0] == "recipes" else FLOORS[".".join(parts)]
+    name = ".".join(parts)
+    return FLOORS.get(name, RECIPE_FLOOR) if parts[0] == "recipes" else FLOORS[name]
 
 
 def imported_modules(module, source, modules):
