@@ -4,4 +4,8 @@ document.addEventListener('DOMContentLoaded', () => {
   for (const list of document.querySelectorAll('.citation-list')) {
     for (const entry of list.children) entry.setAttribute('role', 'listitem')
   }
+  // A table that is wider than a phone scrolls, by keys too.
+  for (const table of document.querySelectorAll('.pst-scrollable-table-container')) {
+    if (table.scrollWidth > table.clientWidth) table.tabIndex = 0
+  }
 })
