@@ -4,8 +4,14 @@ document.addEventListener('DOMContentLoaded', () => {
   for (const list of document.querySelectorAll('.citation-list')) {
     for (const entry of list.children) entry.setAttribute('role', 'listitem')
   }
-  // A table that is wider than a phone scrolls, by keys too.
+})
+
+// A table that is wider than the window scrolls, by keys too.
+function reachTables() {
   for (const table of document.querySelectorAll('.pst-scrollable-table-container')) {
     if (table.scrollWidth > table.clientWidth) table.tabIndex = 0
+    else table.removeAttribute('tabindex')
   }
-})
+}
+addEventListener('load', reachTables)
+addEventListener('resize', reachTables)
