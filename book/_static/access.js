@@ -6,12 +6,17 @@ document.addEventListener('DOMContentLoaded', () => {
   }
 })
 
-// A table that is wider than the window scrolls, by keys too.
-function reachTables() {
-  for (const table of document.querySelectorAll('.pst-scrollable-table-container')) {
+// A table that is wider than the window scrolls, by keys too: looked at again whenever its size
+// changes, as when the window does, a fold opens or a formula is set.
+const tables = new ResizeObserver(changes => {
+  for (const {target} of changes) {
+    const table = target.closest('.pst-scrollable-table-container')
     if (table.scrollWidth > table.clientWidth) table.tabIndex = 0
     else table.removeAttribute('tabindex')
   }
-}
-addEventListener('load', reachTables)
-addEventListener('resize', reachTables)
+})
+document.addEventListener('DOMContentLoaded', () => {
+  for (const table of document.querySelectorAll('.pst-scrollable-table-container')) {
+    for (const part of [table, ...table.children]) tables.observe(part)
+  }
+})
