@@ -67,14 +67,17 @@ TOO_WIDE = """() => {
 
 
 OPEN = "() => document.querySelectorAll('details').forEach(e => { e.open = true })"
-# Thousands of words of code have some twenty looks: one of each stays, the others become text.
+# Thousands of words of code have some twenty looks, a colour on its backgrounds: one of each stays,
+# the others become text.
 ONE_OF_EACH = """() => {
-    const seen = new Set()
-    for (const word of document.querySelectorAll('div.highlight span[class]')) {
-        const look = word.closest('div.highlight').parentElement.className + ' ' + word.className
-        if (seen.has(look)) word.replaceWith(word.textContent)
-        seen.add(look)
-    }
+    const words = [...document.querySelectorAll('div.highlight span[class]')]
+    const looks = words.map(word => {
+        const look = [getComputedStyle(word).color]
+        for (let e = word; e; e = e.parentElement) look.push(getComputedStyle(e).backgroundColor)
+        return look.join()
+    })
+    words.filter((word, i) => looks.indexOf(looks[i]) < i)
+        .forEach(word => word.replaceWith(word.textContent))
 }"""
 STILL = """async () => {
     await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))
