@@ -461,9 +461,10 @@ def check_gan(
     """Latents (R, 100, latent_dim) and their logits (R, 100), without a draw from `generator`.
 
     Raises ValueError, or TypeError for what is no module, with the line to write instead, unless
-    `gan` maps latents to samples and those to one logit each. With `depth`, the frames up to the
-    line to warn of, the discriminator is a trained one: raises FloatingPointError for logits that
-    are not finite, and warns of those that may be probabilities.
+    `gan` maps latents to samples and those to one logit each, which an energy does not. With
+    `depth`, the frames up to the line to warn of, the discriminator is a trained one: raises
+    FloatingPointError for logits that are not finite, and warns of those that may be
+    probabilities.
 
     >>> gan = Gan(nn.Linear(3, 2), nn.Linear(2, 1), 3)
     >>> check_gan(gan, 1, seeded(0, "cpu"))  # doctest: +ELLIPSIS
@@ -472,6 +473,10 @@ def check_gan(
     """
     check_count(replicates=replicates, latent_dim=gan.latent_dim)
     check_modules(generator=gan.generator, discriminator=gan.discriminator)
+    if getattr(gan.discriminator, "is_energy", False):
+        kind = type(gan.discriminator).__name__
+        line = "give NegativeEnergy(E), and refit a classifier where a log ratio is needed"
+        raise ValueError(f"the discriminator is an energy ({kind}), low for data; {line}")
     own = torch.Generator(generator.device).manual_seed(0)  # the caller's draws are for samples
     z = gan.prior((replicates, 100), own)
     with torch.no_grad(), evaluating(*gan[:2]):

@@ -1,13 +1,14 @@
 """The energies that a GAN defines, in its latent space and on its samples.
 
 Latents are (R, n, latent_dim), samples (R, n, *event), energies (R, n) in nats. Each takes a `Gan`
-and is a function whose networks a sampler finds.
+and is a function whose networks a sampler finds. Last come the energy of an autoencoder, in units
+of the data, and the adapter by which an energy stands in a `Gan`.
 """
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_ebm_utils.base import Energy, Gan, check_positive, check_shape
+from gan_ebm_utils.base import Energy, Gan, check_modules, check_positive, check_shape
 
 
 def pullback(energy: Energy, gan: Gan) -> Energy:
@@ -87,19 +88,64 @@ def flow_energy(gan: Gan, divergence: str = "KL") -> Energy:
     return lambda z: flow(gan.logit(z))
 
 
+class ReconstructionError(nn.Module):
+    """E(x), the mean over the coordinates of |x - r(x)|^power, (R, n, *event) to (R, n).
+
+    `autoencoder` maps samples to reconstructions r(x) of the same shape. With `power` 2 it is the
+    energy of EBGAN (Zhao et al. 2016, arXiv:1609.03126, section 2.3), with 1 the loss L of BEGAN
+    (Berthelot et al. 2017, arXiv:1703.10717, equation 1). It is at least 0, in units of x^power,
+    and low for data: a sampler takes its `NegativeEnergy`.
+
+    Raises ValueError for another power and, when called, for reconstructions of another shape.
+
+    >>> import torch
+    >>> ReconstructionError(nn.Tanh())(torch.zeros(1, 3, 2))  # tanh 0 = 0
+    tensor([[0., 0., 0.]])
+    """
+
+    is_energy = True  # low for data: `base.check_gan` refuses it in the place of a logit
+
+    def __init__(self, autoencoder: nn.Module, power: int = 2) -> None:
+        super().__init__()
+        check_modules(autoencoder=autoencoder)
+        if power not in (1, 2):
+            raise ValueError(f"power must be 1 or 2, got {power!r}")
+        self.autoencoder, self.power = autoencoder, power
+
+    def extra_repr(self) -> str:
+        return f"power={self.power}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.autoencoder(x)
+        if r.shape != x.shape:
+            found = f"returned {tuple(r.shape)} for {tuple(x.shape)}"
+            raise ValueError(f"an autoencoder maps samples to samples; this one {found}")
+        error = (x - r).flatten(2)
+        return (error.abs() if self.power == 1 else error.square()).mean(dim=2)
+
+
 class NegativeEnergy(nn.Module):
     """d(x) = -E(x), so that an energy can stand in a `Gan`, whose discriminator is high for data.
 
     The energy of an autoencoder is low for data. Its negative ranks samples but is no log ratio:
     calibrate it, or refit a classifier, before it is taken for one.
 
+    Raises TypeError for what is no module, ValueError for the negative of an energy, or an
+    autoencoder without its `ReconstructionError`.
+
     >>> import torch
-    >>> NegativeEnergy(nn.Flatten())(torch.ones(1, 3))
+    >>> NegativeEnergy(ReconstructionError(nn.ReLU()))(-torch.ones(1, 3, 2))
     tensor([[-1., -1., -1.]])
     """
 
     def __init__(self, energy: nn.Module) -> None:
         super().__init__()
+        check_modules(energy=energy)
+        if isinstance(energy, NegativeEnergy):
+            raise ValueError("this energy is negated already: -(-E) is high for data; give E")
+        if hasattr(energy, "encode"):
+            line = "give NegativeEnergy(ReconstructionError(autoencoder))"
+            raise ValueError(f"an autoencoder returns reconstructions, not energies; {line}")
         self.energy = energy
 
     def forward(self, x: Tensor) -> Tensor:

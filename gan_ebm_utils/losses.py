@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_ebm_utils.base import check_shape, gradients, rand
+from gan_ebm_utils.base import check_positive, check_shape, gradients, rand
 
 
 def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -137,6 +137,115 @@ pearson = FDivergence(
 )
 
 
+def ebgan_d_loss(real: Tensor, fake: Tensor, margin: float) -> Tensor:
+    """The margin loss of an energy: E_p E(x) + E_q [m - E(G(z))]^+, in units of E.
+
+    `real` and `fake` are d = -E, as `energies.NegativeEnergy` returns them. The bracket is that of
+    each sample, not of the mean. Over all E >= 0 the infimum is m (1 - TV(p, q)) (Zhao et al. 2016,
+    arXiv:1609.03126, equation 1; the proof is in chapter 04).
+
+    Raises ValueError for a margin that is not positive, or positive d, which no -E is.
+
+    >>> ebgan_d_loss(torch.zeros(1, 2), torch.tensor([[-1.0, -5.0]]), margin=3.0)  # (2 + 0) / 2
+    tensor([1.])
+    """
+    check_positive(margin=margin)
+    _check_negative(real=real, fake=fake)
+    return -real.mean(dim=1) + F.relu(margin + fake).mean(dim=1)
+
+
+def ebgan_g_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The generator's loss against an energy, E_q E (Zhao et al. 2016, equation 2).
+
+    Arguments and errors as for `ebgan_d_loss`.
+
+    >>> ebgan_g_loss(torch.zeros(1, 2), torch.tensor([[-1.0, -5.0]]))
+    tensor([3.])
+    """
+    _check_negative(real=real, fake=fake)
+    return -fake.mean(dim=1)
+
+
+def pulling_away(codes: Tensor) -> Tensor:
+    """The mean squared cosine of different codes (R, n, s): 0 if all are orthogonal, (R,).
+
+    1 / (n (n - 1)) sum_i sum_{j != i} (c_i . c_j / (|c_i| |c_j|))^2. n vectors in s < n dimensions
+    cannot do better than (n - s) / (s (n - 1)) (Zhao et al. 2016, arXiv:1609.03126, equation 4; the
+    floor is the Welch bound).
+
+    Raises ValueError for fewer than 2 codes.
+
+    >>> pulling_away(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])), pulling_away(torch.ones(1, 3, 2))
+    (tensor([0.]), tensor([1.0000]))
+    """
+    _check("R n s", codes=codes)
+    if (n := codes.shape[1]) < 2:
+        raise ValueError(f"give at least 2 codes, got {tuple(codes.shape)}")
+    unit = F.normalize(codes, dim=2)
+    squares = (unit @ unit.mT).square().sum(dim=(1, 2))
+    # What the diagonal adds is 1 for each code but for those of length 0, whose cosines are 0.
+    return (squares - unit.square().sum(dim=2).square().sum(dim=1)) / (n * (n - 1))
+
+
+class Began:
+    """The losses of BEGAN and the control of their balance.
+
+    With L = E, the energy of an autoencoder, the discriminator lowers E_p L - k E_q L and the
+    generator E_q L; after each step k <- k + rate (gamma E_p L - E_q L), kept in [0, 1]: an
+    integral controller that is at rest where E_q L / E_p L = gamma (Berthelot et al. 2017,
+    arXiv:1703.10717, section 3.4). Give `d_loss`, `g_loss` and `callback` to `train_gan`; both
+    losses take d = -L. After each step `k` and `m_global` = E_p L + |gamma E_p L - E_q L| (equation
+    7 there) are those of the replicates, (R,).
+
+    Raises ValueError for a gamma that is not in (0, 1] or a rate below 0, as a loss does for
+    positive d, which no -L is, or another number of replicates than before.
+
+    >>> rule = Began(gamma=0.5, rate=0.1)
+    >>> rule.d_loss(-torch.ones(1, 4), -torch.ones(1, 4))  # k is 0 at first
+    tensor([1.])
+    >>> _ = rule.g_loss(-torch.ones(1, 4), -torch.zeros(1, 4))
+    >>> rule.callback(0, None)
+    >>> rule.k, rule.m_global
+    (tensor([0.0500]), tensor([1.5000]))
+    """
+
+    def __init__(self, gamma: float, rate: float = 1e-3) -> None:
+        check_positive(gamma=gamma)
+        if gamma > 1:
+            raise ValueError(f"gamma is E L(G(z)) / E L(x) and lies in (0, 1], got {gamma}")
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate must be at least 0 and finite, got {rate}")
+        self.gamma, self.rate = gamma, rate
+        self.k: Tensor | None = None
+        self.m_global: Tensor | None = None
+        self._real = self._fake = torch.empty(0)
+
+    def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """E_p L - k E_q L, (R,)."""
+        _check_negative(real=real, fake=fake)
+        if self.k is None:
+            self.k = torch.zeros_like(real[:, 0])
+        if len(self.k) != len(real):
+            line = "make a Began for each game"
+            raise ValueError(f"k is that of {len(self.k)} replicates, got {len(real)}; {line}")
+        self._real = -real.detach().mean(dim=1)
+        return -real.mean(dim=1) + self.k * fake.mean(dim=1)
+
+    def g_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """E_q L, (R,)."""
+        _check_negative(real=real, fake=fake)
+        self._fake = -fake.detach().mean(dim=1)
+        return -fake.mean(dim=1)
+
+    def callback(self, step: int, history: object) -> None:
+        """Move k after a step of both players, whose losses the step has just computed."""
+        if self.k is None or len(self._real) != len(self._fake):
+            raise RuntimeError("k moves after a step of both players: call d_loss and g_loss first")
+        surplus = self.gamma * self._real - self._fake
+        self.m_global = self._real + surplus.abs()
+        self.k = (self.k + self.rate * surplus).clamp(0, 1)
+
+
 def gradient_penalty(
     critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, generator: torch.Generator
 ) -> Tensor:
@@ -183,3 +292,12 @@ def _check(axes: str, **batches: Tensor) -> None:
     for name, x in batches.items():
         if not x.numel() or not x.is_floating_point():
             raise ValueError(f"{name} must hold some floats, got {x.dtype} {tuple(x.shape)}")
+
+
+def _check_negative(**batches: Tensor) -> None:
+    """Raise ValueError unless the batches are d = -E, (R, n), of an energy that is at least 0."""
+    _check("R n", **batches)
+    for name, d in batches.items():
+        if (largest := float(d.detach().max())) > 0:
+            line = "energies and logits have opposite signs; train NegativeEnergy(E)"
+            raise ValueError(f"{name} must be -E with E >= 0, got up to {largest:.3g}; {line}")

@@ -1,8 +1,9 @@
 """Networks whose replicates train side by side: R independent copies behind one leading axis.
 
-One file a family: `stacked` layers and perceptrons of the plane, and `images`.
+One file a family: `stacked` layers and perceptrons, `images`, `autoencoders`.
 """
 
+from gan_ebm_utils.networks.autoencoders import Autoencoder as Autoencoder
 from gan_ebm_utils.networks.images import ConvDiscriminator as ConvDiscriminator
 from gan_ebm_utils.networks.images import ConvGenerator as ConvGenerator
 from gan_ebm_utils.networks.images import FeatureDiscriminator as FeatureDiscriminator

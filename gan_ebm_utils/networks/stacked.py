@@ -173,6 +173,8 @@ class Confined(nn.Module):
     tensor([[6.]])
     """
 
+    is_energy = True  # low for data: `base.check_gan` refuses it in the place of a logit
+
     def __init__(self, function: nn.Module, scale: float) -> None:
         super().__init__()
         check_positive(scale=scale)
