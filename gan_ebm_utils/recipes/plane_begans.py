@@ -60,7 +60,7 @@ GAMES = {
         # The losses fall to 0.001 and the games are short, so the rates are large.
         {str(gamma): (gamma, 1.0) for gamma in GAMMAS}
         | {"off": (0.7, 0.0), "slow": (0.7, 0.03), "fast": (0.7, 30.0)},
-        {"batch_size": 256, "learning_rate": 1e-3, "betas": [0.5, 0.99], "n_steps": 2500},
+        {"batch_size": 128, "learning_rate": 1e-3, "betas": [0.5, 0.99], "n_steps": 2500},
         10,
         1000,
     ),
@@ -69,8 +69,9 @@ GAMES = {
         {"image_size": 8, "latent_dim": 16, "width": 16},
         {"event": [1, 8, 8], "hidden": [128], "code_dim": 16},
         1,
-        {str(gamma): (gamma, 0.1) for gamma in GAMMAS} | {"off": (0.7, 0.0)},
-        {"batch_size": 128, "learning_rate": 5e-4, "betas": [0.5, 0.99], "n_steps": 2500},
+        # At 0.1 and gamma 0.8 the generator ended in one pattern of noise, in each of five trials.
+        {str(gamma): (gamma, 0.005) for gamma in GAMMAS} | {"off": (0.7, 0.0)},
+        {"batch_size": 64, "learning_rate": 1e-3, "betas": [0.5, 0.99], "n_steps": 2000},
         5,
         800,
     ),
@@ -227,11 +228,13 @@ def make(name: str, replicates: int, args: argparse.Namespace, run: runs.Run) ->
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=GAMES, help="one checkpoint (default: both)")
     what = "of each kind (default: 10 on the Swiss roll, 5 on digits)"
     parser.add_argument("--replicates", type=runs.at_least(2), help=what)
     args = runs.parse(parser, argv)
     progress, todo = runs.Progress(), {}
-    for name, game in GAMES.items():
+    for name in [args.only] if args.only else GAMES:
+        game = GAMES[name]
         replicates = args.replicates or game.replicates
         run = runs.Run("plane_begans", settings_of(game, replicates), args, progress)
         steps = game.settings["n_steps"] * replicates
