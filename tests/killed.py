@@ -21,6 +21,7 @@ from gan_ebm_utils import checkpoints, runs
 # Of each recipe: its options, and constants of its module that are smaller in the tests.
 OPTIONS = {
     "cover": ["--steps", "20"],
+    "mnist_autoencoders": ["--steps", "2", "--replicates", "2"],
     "mnist_features": ["--epochs", "4"],
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
     "one_budget": ["gaussians25", "--n", "200"],
@@ -35,6 +36,9 @@ def make_tiny(recipe):
     module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
     if recipe == "cover":
         module.N_KERNELS, module.N_SCORED, module.LEAST = 50, 200, 0.0
+    if recipe == "mnist_autoencoders":
+        gan = importlib.import_module("gan_ebm_utils.recipes.mnist_gan")
+        gan.N_FID, gan.GENERATOR["width"], module.N_ENERGIES = 100, 4, 10
     if recipe == "mnist_gan":
         module.N_FID, module.N_REFIT = 100, 100
         module.CLASSIFIER["steps"] = module.GENERATOR["width"] = module.DCGAN["width"] = 4

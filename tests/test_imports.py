@@ -17,7 +17,7 @@ import pytest
 PACKAGE = "gan_ebm_utils"
 ROOT = Path(__file__).parents[1]
 # A family of networks may build on another, the package that names them all lies above; a recipe
-# that goes on from another's checkpoint lies above that one.
+# that goes on from another's checkpoint, or shares its networks, lies above that one.
 FLOORS = {
     "base": 0,
     "calibration": 2,
@@ -29,9 +29,11 @@ FLOORS = {
     "losses": 1,
     "metrics": 1,
     "networks": 1.5,
+    "networks.autoencoders": 1.25,
     "networks.images": 1.25,
     "networks.stacked": 1,
     "plotting": 1,
+    "recipes.mnist_autoencoders": 4.5,
     "recipes.plain_refit": 4.5,
     "refine": 2,
     "runs": 3,

@@ -20,6 +20,7 @@ RECIPES = Path(runs.__file__).parent / "recipes"
 # Of each recipe: what its parts depend on, as code that runs in its module.
 SETTINGS = {
     "cover": "settings_of(9)",
+    "mnist_autoencoders": "[settings_of(name, 9, 9) for name in GAMES]",
     "mnist_features": "settings_of(9)",
     "mnist_gan": "settings_of(9, 9, 9)",
     "one_budget": """[
