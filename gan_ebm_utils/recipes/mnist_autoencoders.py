@@ -71,7 +71,7 @@ GAMES = {
 
 
 def train(name: str, seed: int, steps: int) -> dict[str, Tensor]:
-    """The weights of one generator and its autoencoder after `steps` steps, in bfloat16."""
+    """The weights of one generator and its autoencoder after `steps` steps."""
     device, rng, game = default_device(), seeded(seed), GAMES[name]
     generator = ConvGenerator(**GENERATOR, generator=rng)
     autoencoder = Autoencoder(**game.autoencoder, generator=rng)
@@ -79,19 +79,17 @@ def train(name: str, seed: int, steps: int) -> dict[str, Tensor]:
     energy = ReconstructionError(autoencoder.to(device), game.power)
     gan = Gan(generator, NegativeEnergy(energy), GENERATOR["latent_dim"])
     d_loss, g_loss, g_penalty, callback = game.rule()
-    # Without its cache: within one context that would keep the first weights for the whole run.
-    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-        train_gan(
-            gan,
-            minibatches(mnist("train").images.to(device)),
-            d_loss,
-            g_loss,
-            steps,
-            rng,
-            g_penalty=g_penalty,
-            callback=callback,
-            **TRAINING,
-        )
+    train_gan(
+        gan,
+        minibatches(mnist("train").images.to(device)),
+        d_loss,
+        g_loss,
+        steps,
+        rng,
+        g_penalty=g_penalty,
+        callback=callback,
+        **TRAINING,
+    )
     return {
         f"{part}.{key}": value.cpu()
         for part, network in (("generator", generator), ("autoencoder", autoencoder))
