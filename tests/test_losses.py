@@ -431,3 +431,15 @@ def test_bad_settings_of_began_are_named():
     rule.d_loss(-torch.ones(2, 3), -torch.ones(2, 3))
     with pytest.raises(ValueError, match="k is that of 2 replicates, got 3; make a Began for each"):
         rule.d_loss(-torch.ones(3, 3), -torch.ones(3, 3))
+
+
+def test_the_weight_of_began_moves_by_less_than_the_digits_of_half_precision():
+    rule, energy = losses.Began(0.5, rate=1e-3), torch.ones(1, 4, dtype=torch.bfloat16)
+    for _ in range(1000):
+        rule.d_loss(-energy, -energy / 4), rule.g_loss(-energy, -energy / 4)
+        rule.callback(0, None)
+    torch.testing.assert_close(rule.k, torch.tensor([0.25]), atol=1e-3, rtol=0)
+    stuck = torch.zeros(1, dtype=torch.bfloat16)
+    for _ in range(1000):
+        stuck += 0.25e-3
+    assert stuck < 0.2  # the control
