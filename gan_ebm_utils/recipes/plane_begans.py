@@ -58,8 +58,8 @@ GAMES = {
         {"event": [2], "hidden": [64, 64], "code_dim": 2},
         1,
         # The losses fall to 0.001 and the games are short, so the rates are large.
-        {str(gamma): (gamma, 1.0) for gamma in GAMMAS}
-        | {"off": (0.7, 0.0), "slow": (0.7, 0.03), "fast": (0.7, 30.0)},
+        {str(gamma): (gamma, 1.0) for gamma in (*GAMMAS, 1.0)}
+        | {"off": (0.7, 0.0), "slow": (0.9, 0.03), "fast": (0.9, 30.0)},
         {"batch_size": 128, "learning_rate": 1e-3, "betas": [0.5, 0.99], "n_steps": 2500},
         10,
         1000,
@@ -193,8 +193,12 @@ def make(name: str, replicates: int, args: argparse.Namespace, run: runs.Run) ->
     """Write the checkpoint `name` from the parts of `run`."""
     game, gans, tensors, seconds = GAMES[name], {}, {}, 0.0
     for kind in game.kinds:
+        # A game does not depend on which others there are.
+        alone = settings_of(game._replace(kinds={kind: game.kinds[kind]}), replicates)
         made, took = run.once(
-            f"{name}, {kind}", lambda kind=kind: train(game, kind, replicates, args.seed)
+            f"{name}, {kind}",
+            lambda kind=kind: train(game, kind, replicates, args.seed),
+            {**run.given, "settings": alone},
         )
         gans[kind] = new_gan(game, replicates, seeded(args.seed))
         for part, network in parts_of(gans[kind]).items():
