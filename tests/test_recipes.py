@@ -395,7 +395,7 @@ def test_the_stored_begans_are_those_of_the_recipe(name):
     settings = plane_begans.settings_of(game, game.replicates)
     assert stored.card["settings"] == json.loads(json.dumps(settings))
     assert {*stored.networks} == {
-        f"{part}_{kind}" for part in ("generator", "autoencoder") for kind in game.kinds
+        f"{part}_{kind}" for part in ("generator", "autoencoder") for kind in game.stored
     }
     records = game.settings["n_steps"] // plane_begans.EVERY
     for kind, (gamma, rate) in game.kinds.items():
@@ -412,7 +412,7 @@ def test_the_stored_begans_are_those_of_the_recipe(name):
 def test_the_stored_begans_score_as_their_tensors_say(name):
     stored, game, rng = checkpoints.load(name), plane_begans.GAMES[name], seeded(7, "cpu")
     _, y = plane_begans.fresh(game, game.replicates, rng)
-    for kind in game.kinds:
+    for kind in game.stored:
         generator = stored.networks[f"generator_{kind}"]
         latent_dim = game.generator.get("latent_dim", game.generator.get("in_features"))
         z = randn(game.replicates, game.n_scored, latent_dim, generator=rng)

@@ -2,10 +2,10 @@
 
     python -m gan_ebm_utils.recipes.plane_begans
 
-writes the checkpoints `swiss_roll_began` and `digits_began`. Each holds a `generator_KIND` and an
-`autoencoder_KIND` for every kind of game, replicates behind one leading axis. KIND is the gamma
-that the controller holds, "off" for a weight k that stays 0, or, on the Swiss roll, "slow" and
-"fast" for other rates of the controller. The tensors KIND/real, fake, k and m_global are the course
+writes the checkpoints `swiss_roll_began` and `digits_began`. A kind of game, KIND, is the gamma that
+the controller holds, "off" for a weight k that stays 0, or, on the Swiss roll, "slow" and "fast"
+for other rates of the controller. The networks `generator_KIND` and `autoencoder_KIND` of those
+kinds that chapter 05 shows are stored, replicates behind one leading axis. The tensors KIND/real, fake, k and m_global are the course
 of a game, means over each EVERY steps, (records, R); on the Swiss roll KIND/emd is that of the
 draws after each SNAPSHOT steps, (snapshots, R). KIND/precision and KIND/coverage score the last
 draws, (R,), and data/emd, data/precision and data/coverage are what fresh data score. It takes
@@ -47,6 +47,7 @@ class Game(NamedTuple):
     settings: dict[str, Any]  # of `train_gan`
     replicates: int
     n_scored: int  # draws, and data, for precision and coverage
+    stored: tuple[str, ...]  # the kinds whose networks the checkpoint holds
 
 
 # At rate 0 the weight k keeps its first value, which is 0, whatever gamma is.
@@ -63,6 +64,7 @@ GAMES = {
         {"batch_size": 128, "learning_rate": 1e-3, "betas": [0.5, 0.99], "n_steps": 2500},
         10,
         1000,
+        ("0.5", "0.7", "0.9", "1.0"),
     ),
     "digits_began": Game(
         None,
@@ -74,6 +76,7 @@ GAMES = {
         {"batch_size": 64, "learning_rate": 1e-3, "betas": [0.5, 0.99], "n_steps": 2000},
         5,
         800,
+        ("0.3", "0.9"),
     ),
 }
 
@@ -178,9 +181,11 @@ def score_all(
 
 
 def settings_of(game: Game, replicates: int) -> dict[str, Any]:
-    """Everything that a checkpoint depends on, but for the seed."""
+    """Everything that the games and their scores depend on, but for the seed."""
+    settings = game._asdict()
+    del settings["stored"]
     return {
-        **game._asdict(),
+        **settings,
         "replicates": replicates,
         "every": EVERY,
         "snapshot": SNAPSHOT,
@@ -215,8 +220,8 @@ def make(name: str, replicates: int, args: argparse.Namespace, run: runs.Run) ->
         "autoencoder": (Autoencoder, game.autoencoder),
     }
     networks = {}
-    for kind, gan in gans.items():
-        for part, network in parts_of(gan).items():
+    for kind in game.stored:
+        for part, network in parts_of(gans[kind]).items():
             builder, settings = builders[part]
             given = {**settings, "replicates": replicates}
             networks[f"{part}_{kind}"] = (network.half(), builder, given)
