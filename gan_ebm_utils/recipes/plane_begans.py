@@ -2,15 +2,15 @@
 
     python -m gan_ebm_utils.recipes.plane_begans
 
-writes the checkpoints `swiss_roll_began` and `digits_began`. A kind of game, KIND, is the gamma that
-the controller holds, "off" for a weight k that stays 0, or, on the Swiss roll, "slow" and "fast"
-for other rates of the controller. The networks `generator_KIND` and `autoencoder_KIND` of those
-kinds that chapter 05 shows are stored, replicates behind one leading axis. The tensors KIND/real, fake, k and m_global are the course
-of a game, means over each EVERY steps, (records, R); on the Swiss roll KIND/emd is that of the
-draws after each SNAPSHOT steps, (snapshots, R). KIND/precision and KIND/coverage score the last
-draws, (R,), and data/emd, data/precision and data/coverage are what fresh data score. It takes
-about half an hour on one CPU core; a run that is cut off goes on after the last game that was
-finished.
+writes the checkpoints `swiss_roll_began` and `digits_began`. A kind of game, KIND, is the gamma
+that the controller holds, "off" for a weight k that stays 0, or, on the Swiss roll, "slow" and
+"fast" for other rates of the controller. Of the kinds that chapter 05 draws from, the networks
+`generator_KIND` and `autoencoder_KIND` are stored, replicates behind one leading axis. The tensors
+KIND/real, fake, k and m_global are the course of a game, means over each EVERY steps, (records, R);
+on the Swiss roll KIND/emd is that of the draws after each SNAPSHOT steps, (snapshots, R).
+KIND/precision and KIND/coverage score the last draws, (R,), and data/emd, data/precision and
+data/coverage are what fresh data score. It takes about 20 minutes on one CPU core; a run that is
+cut off goes on after the last game that was finished.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ GAMES = {
         {"batch_size": 64, "learning_rate": 1e-3, "betas": [0.5, 0.99], "n_steps": 2000},
         5,
         800,
-        ("0.3", "0.9"),
+        ("0.3", "0.5", "0.9"),
     ),
 }
 
