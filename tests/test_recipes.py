@@ -416,9 +416,11 @@ def test_the_stored_begans_score_as_their_tensors_say(name):
         generator = stored.networks[f"generator_{kind}"]
         latent_dim = game.generator.get("latent_dim", game.generator.get("in_features"))
         z = randn(game.replicates, game.n_scored, latent_dim, generator=rng)
-        for key, values in plane_begans.score(generator(z), y).items():
-            stored_values = stored.tensors[f"{kind}/{key}"]
-            assert values.mean() == pytest.approx(float(stored_values.mean()), abs=0.05)
+        found = plane_begans.score(generator(z), y)
+        # Draws that fill one spot are all in the balls of some data or all between them.
+        for key, tolerance in (("precision", 0.15), ("coverage", 0.03)):
+            expected = float(stored.tensors[f"{kind}/{key}"].mean())
+            assert found[key].mean() == pytest.approx(expected, abs=tolerance)
 
 
 def test_fresh_digits_are_of_two_sets():
