@@ -149,9 +149,9 @@ def precision_coverage(x: Tensor, data: Tensor, k: int = 5) -> PrecisionCoverage
     Raises ValueError for other shapes, no more than k data, and values that are not finite.
 
     >>> data = torch.arange(5.0)[None, :, None]
-    >>> precision_coverage(torch.tensor([[[0.2], [0.3], [9.0]]]), data, k=1)
-    PrecisionCoverage(precision=tensor([0.6667], dtype=torch.float64), coverage=tensor([0.4000],
-    dtype=torch.float64))
+    >>> precision, coverage = precision_coverage(torch.tensor([[[0.2], [0.3], [9.0]]]), data, k=1)
+    >>> round(float(precision), 2), round(float(coverage), 2)
+    (0.67, 0.4)
     """
     base.check_count(k=k)
     base.check_shape(x=(x, "R n ..."), data=(data, "R m ..."))
