@@ -25,11 +25,9 @@ have no batch normalisation: a logit depends on its own sample alone.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import itertools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,7 +58,11 @@ GRIDS: dict[str, dict[str, Any]] = {
             "dropout": [False, True],
         },
         "families": {
-            "GAN": {"optim_g": ["Adam", "SGD"], "optim_d": ["Adam", "SGD"], "rate": [1e-2, 1e-3, 1e-4]},
+            "GAN": {
+                "optim_g": ["Adam", "SGD"],
+                "optim_d": ["Adam", "SGD"],
+                "rate": [1e-2, 1e-3, 1e-4],
+            },
             "EBGAN": ADAM,
         },
         "training": {
@@ -71,32 +73,35 @@ GRIDS: dict[str, dict[str, Any]] = {
             # The paper's margin of 10 is one of the norm |x - r(x)|; its square over 784 pixels.
             "margin": 10**2 / 784,
         },
-        "together": 1,
+        # A step of networks this wide is arithmetic, which no batch saves.
+        "together": {"most": 1, "widest": 0},
     },
     "reduced": {
         "data": "digits",
         "axes": {
             "n_layer_g": [2, 4],
-            "size_g": [64, 256],
+            "size_g": [32, 128],
             "n_layer_d": [2, 4],
             "size_d": [32, 128],
             "dropout": [False, True],
         },
         "families": {"GAN": ADAM, "EBGAN": ADAM, "EBGAN-PT": ADAM},
         "training": {
-            "replicates": 4,
+            "replicates": 5,
             "n_steps": 2000,
             "batch_size": 64,
             "latent_dim": 16,
             "margin": 10**2 / 784,
         },
-        "together": 4,
+        # Two to four settings in one batch take 0.6 to 0.75 of the time of one after the other at
+        # 32 units, and longer than that at 128.
+        "together": {"most": 4, "widest": 32},
     },
 }
 # Common to both grids.
 TRAINING = {"betas": [0.5, 0.99], "dropout": 0.5, "pulling_away": 0.1}
 SCORING = {"n_samples": 2000, "n_distances": 500, "least_share": 0.01}
-SECONDS = 12  # until a scheduler that does not answer is given up
+SECONDS = 8  # until a scheduler that does not answer is given up
 SCORES = (*metrics.ClassScores._fields, "classes", "spread", "energy_distance")
 
 
@@ -225,9 +230,7 @@ class Played(NamedTuple):
     diverged: Tensor
 
 
-def play(
-    settings: list[Setting], training: dict[str, Any], images: Tensor, seed: int
-) -> Played:
+def play(settings: list[Setting], training: dict[str, Any], images: Tensor, seed: int) -> Played:
     """Train settings of one kind as replicates of one batch, (settings * replicates, n, size).
 
     Each setting has a generator of numbers of its own, so that its law does not depend on what else
@@ -241,7 +244,10 @@ def play(
     d_descend = descent(first.optim_d, first.rate, betas, discriminator)
     d_loss, g_loss = losses.gan_d_loss, losses.non_saturating_g_loss
     if first.family != "GAN":
-        d_loss, g_loss = partial(losses.ebgan_d_loss, margin=training["margin"]), losses.ebgan_g_loss
+        d_loss, g_loss = (
+            partial(losses.ebgan_d_loss, margin=training["margin"]),
+            losses.ebgan_g_loss,
+        )
     pulls = [training["pulling_away"] * (s.family == "EBGAN-PT") for s in settings]
     weight = torch.tensor(pulls, device=default_device()).repeat_interleave(n)
     diverged = torch.full((len(weight),), -1, device=default_device())
@@ -273,7 +279,7 @@ def seed_of(seed: int, setting: Setting) -> int:
 
 
 class Data(NamedTuple):
-    """Images (n, size), a classifier of samples (R, n, size) to logits (R, n, 10), their digests."""
+    """Images (n, size), a classifier of samples (R, n, size) to logits (R, n, 10), and digests."""
 
     images: Tensor
     classify: Callable[[Tensor], Tensor]
@@ -347,7 +353,9 @@ def made(
     try:
         data = read(name)
         if data.source != source:
-            raise RuntimeError(f"a worker has {data.source}, the client {source}; install one package")
+            raise RuntimeError(
+                f"a worker has {data.source}, the client {source}; install one package"
+            )
         played, n = play(settings, training, data.images, seed), training["replicates"]
         size = n, scoring["n_samples"], training["latent_dim"]
         with torch.no_grad():
@@ -364,3 +372,274 @@ def made(
     parts = {key: value.split(n) for key, value in found.items()}
     each = [{key: part[i].clone() for key, part in parts.items()} for i in range(len(settings))]
     return each, (time.perf_counter() - start) / len(settings)
+
+
+# A task: its number, and the arguments of `made`. What comes back: the number, and its result.
+Task = tuple[int, tuple]
+Done = tuple[int, tuple[list[dict[str, Tensor]], float]]
+
+
+def work(task: Task) -> Done:
+    """Do a task, wherever it is."""
+    number, arguments = task
+    return number, made(*arguments)
+
+
+def on_this_machine(tasks: list[Task], jobs: int) -> Iterator[Done]:
+    """Do tasks in `jobs` processes; results come as they are there."""
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+    try:
+        yield from parallel(joblib.delayed(work)(task) for task in tasks)
+    except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
+        raise SystemExit(
+            f"a process was killed, perhaps for its memory; start again: {error}"
+        ) from error
+
+
+def connected(address: str) -> Any:
+    """A client of the dask scheduler at `address`.
+
+    Raises ConnectionError, with the address, where none answers within SECONDS.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        line = 'pip install "gan-ebm-utils[cluster]", or leave out --scheduler'
+        raise ConnectionError(f"--scheduler {address} needs dask.distributed: {line}") from error
+    found: list[Any] = []
+
+    def connect() -> None:
+        try:
+            found.append(Client(address, timeout=SECONDS, set_as_default=False))
+        except Exception as error:  # what is no scheduler may answer anything
+            found.append(error)
+
+    # The timeout of the client does not hold where something listens that never answers.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(SECONDS + 1)
+    if found and not isinstance(found[0], Exception):
+        return found[0]
+    cause = found[0] if found else f"no answer in {SECONDS} s"
+    line = "start one with `dask scheduler` and give its address, as tcp://HOST:8786"
+    raise ConnectionError(f"no dask scheduler at {address}: {cause}; {line}")
+
+
+def on_cluster(tasks: list[Task], client: Any) -> Iterator[Done]:
+    """Do tasks on a cluster; results come as they are there, and are then kept there no longer.
+
+    The scheduler gives the task of a worker that dies to another one.
+    """
+    from distributed import KilledWorker, as_completed
+
+    if not client.scheduler_info()["workers"]:
+        print("the scheduler has no worker yet: waiting for one", flush=True)
+    futures = as_completed([client.submit(work, task, pure=False) for task in tasks])
+    killed = []
+    for future in futures:
+        try:
+            result = future.result()
+        except KilledWorker as error:  # as where a setting needs more memory than a worker has
+            killed.append(error)
+            continue
+        future.release()
+        yield result
+    if killed:
+        raise SystemExit(f"{len(killed)} tasks killed their workers again and again: {killed[0]}")
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Everything that the table of a grid depends on, but for the seed and the data."""
+    grid = GRIDS[name]
+    training = {**TRAINING, **grid["training"]}
+    return {
+        "grid": name,
+        "axes": grid["axes"],
+        "families": grid["families"],
+        "training": training,
+        "scoring": SCORING,
+        "together": grid["together"],
+    }
+
+
+def cost(setting: Setting) -> float:
+    """How long a setting takes, beside others: a constant, and a part that is arithmetic."""
+    g = setting.size_g**2 * (setting.n_layer_g - 2) + setting.size_g * 100
+    d = setting.size_d**2 * (setting.n_layer_d - 2) + setting.size_d * 100
+    return 50_000 + 3 * g + 4 * d
+
+
+class Grid(runs.Run):
+    """A run of a grid: which settings there are, and which are stored."""
+
+    def __init__(self, name: str, args: argparse.Namespace, source: dict[str, str]) -> None:
+        settings = settings_of(name)
+        super().__init__("ebgan_grid", settings, args, runs.Progress(), **source)
+        self.name, self.source, self.seed = name, source, args.seed
+        self.rows = settings_in(GRIDS[name])
+        shared = {key: self.given["settings"][key] for key in ("training", "scoring")}
+        for setting in self.rows:
+            own = {"setting": setting._asdict(), **shared, "seed": args.seed, **source}
+            self.keys[setting.name] = runs.key_of(own)
+
+    def stored(self, setting: Setting) -> dict[str, Any] | None:
+        """What is stored of a setting: its scores and seconds."""
+        return self.found(setting.name, self.keys[setting.name])
+
+    def tasks(self, settings: list[Setting]) -> list[list[Setting]]:
+        """Settings that train together, the longest first, so that all processes end together."""
+        together, lists = GRIDS[self.name]["together"], []
+        for _, same in itertools.groupby(sorted(settings, key=lambda s: s.kind), lambda s: s.kind):
+            same = list(same)
+            is_narrow = max(same[0].size_g, same[0].size_d) <= together["widest"]
+            most = together["most"] if is_narrow else 1
+            lists += [same[i : i + most] for i in range(0, len(same), most)]
+        return sorted(lists, key=lambda together: -sum(map(cost, together)))
+
+    def fill(self, settings: list[Setting], engine: Callable[[list[Task]], Iterator[Done]]) -> None:
+        """Make what is missing of `settings`, and store each setting when its scores are there."""
+        missing = [setting for setting in settings if self.stored(setting) is None]
+        there = {setting.name for setting in settings} - {setting.name for setting in missing}
+        self.progress.parts = {s.name: 0 if s.name in there else cost(s) for s in settings}
+        for name in there:
+            self.progress.finished(name, None)
+        tasks = self.tasks(missing)
+        given = self.given["settings"]
+        shared = (
+            given["training"],
+            given["scoring"],
+            GRIDS[self.name]["data"],
+            self.source,
+            self.seed,
+        )
+        last = time.perf_counter()
+        for number, (results, seconds) in engine([(i, (t, *shared)) for i, t in enumerate(tasks)]):
+            since, last = time.perf_counter() - last, time.perf_counter()
+            for setting, result in zip(tasks[number], results, strict=True):
+                self.keep(setting.name, result, seconds, self.keys[setting.name])
+                # Several processes at once: the time left is told by when parts are finished.
+                self.progress.finished(setting.name, since / len(results))
+                if text := divergence(result["diverged"]):
+                    print(f"{setting.name}: {text}", flush=True)
+
+    def table(self) -> tuple[dict[str, Tensor], float]:
+        """The stored scores, a row for each setting, and the seconds that all took together."""
+        parts = [self.stored(setting) for setting in self.rows]
+        tensors = {
+            name: torch.stack([part["made"][name] for part in parts])
+            for name in (*SCORES, "diverged")
+        }
+        return tensors, sum(sum(part["seconds"]) for part in parts)
+
+
+def divergence(steps: Tensor) -> str:
+    """What is to be said of replicates that diverged at these steps, -1 for one that did not."""
+    bad = steps[steps >= 0].tolist()
+    return (
+        f"diverged at step {', '.join(map(str, bad))} ({len(bad)} of {len(steps)})" if bad else ""
+    )
+
+
+def metrics_of(grid: Grid, tensors: dict[str, Tensor], data: Data) -> dict[str, Any]:
+    """What stands on the card beside the table: its rows, and a summary of each family."""
+    families = {}
+    for family in GRIDS[grid.name]["families"]:
+        own = torch.tensor([setting.family == family for setting in grid.rows])
+        finite = tensors["diverged"][own] < 0
+        # Of each setting the mean over the replicates that did not diverge.
+        means = {name: tensors[name][own].nanmean(dim=1).nanmedian() for name in SCORES}
+        families[family] = {
+            "settings": int(own.sum()),
+            "diverged_replicates": int((~finite).sum()),
+            "median": {k: float(v) if v.isfinite() else None for k, v in means.items()},
+        }
+    rows = torch.randint(
+        len(data.images), (1, SCORING["n_samples"]), generator=seeded(grid.seed, "cpu")
+    )
+    real = score(data.images[rows.to(data.images.device)], data, SCORING)
+    return {
+        "families": families,
+        "of_images": {name: float(value) for name, value in real.items()},
+        "rows": [setting._asdict() for setting in grid.rows],
+    }
+
+
+def is_stored(grid: Grid, folder: Path | None) -> bool:
+    """Whether `folder` holds the whole table of this grid.
+
+    Raises ValueError if it holds that of another one.
+    """
+    try:
+        card = checkpoints.load("ebgan_grid", folder=folder).card
+    except (ValueError, RuntimeError):  # there is none, or it is damaged
+        return False
+    own, other = ({**run, **run["settings"]} for run in (grid.given, card))
+    differ = [key for key in own if key != "settings" and other.get(key) != own[key]]
+    if differ:
+        raise ValueError(
+            f"{file_of(folder)} is the table of another grid: {other.get('grid')}, seed "
+            f"{card['seed']}; {', '.join(differ)} differ. Give another --out, or remove the file"
+        )
+    return True
+
+
+def file_of(folder: Path | None) -> Path:
+    return (folder or checkpoints.DATA) / "ebgan_grid.json"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    what = __doc__.replace("    python", "  python")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=what, formatter_class=form)
+    parser.add_argument("--reduced", action="store_true", help="the smaller grid, on the digits")
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="of dask.distributed, tcp://HOST:8786"
+    )
+    jobs = joblib.cpu_count()
+    text = f"processes on this machine, each with one thread (default: {jobs})"
+    parser.add_argument("--jobs", type=runs.at_least(1), default=jobs, help=text)
+    text = "only these settings, which are stored for a start without it, as GAN_G2x32_D2x32_..."
+    parser.add_argument("--only", nargs="+", metavar="SETTING", help=text)
+    args = runs.parse(parser, argv)
+    name = "reduced" if args.reduced else "full"
+    names = [setting.name for setting in settings_in(GRIDS[name])]
+    for given in args.only or []:
+        if given not in names:
+            near = difflib.get_close_matches(given, names, n=3, cutoff=0.0)
+            line = f"it has {len(names)}, as {', '.join(near)}"
+            parser.error(f"no setting {given!r} in the {name} grid; {line}")
+    try:
+        data = read(GRIDS[name]["data"])
+        grid = Grid(name, args, data.source)
+        if is_stored(grid, args.out):
+            print(f"ebgan_grid: kept; to make it anew, remove {file_of(args.out)}")
+            grid.remove_parts()
+            return
+        client = connected(args.scheduler) if args.scheduler else None
+    except (RuntimeError, ValueError, ConnectionError) as error:  # no MNIST, another grid, no dask
+        parser.error(str(error))
+    settings = [setting for setting in grid.rows if not args.only or setting.name in args.only]
+    for setting in settings:
+        if args.only and grid.stored(setting) is not None:
+            print(f"{setting.name}: kept; to make it anew, remove {grid.file_of(setting.name)}")
+    if client is None:
+        grid.fill(settings, lambda tasks: on_this_machine(tasks, args.jobs))
+    else:
+        with client:
+            grid.fill(settings, lambda tasks: on_cluster(tasks, client))
+    if left := sum(grid.stored(setting) is None for setting in grid.rows):
+        print(f"{left} of {len(grid.rows)} settings are missing; a start without --only makes them")
+        return
+    tensors, seconds = grid.table()
+    found = {**metrics_of(grid, tensors, data), "seconds": round(seconds, 1)}
+    engine = {"threads": 1, "jobs": args.jobs if client is None else f"cluster at {args.scheduler}"}
+    checkpoints.save("ebgan_grid", {}, tensors, {**grid.card(found), **engine}, args.out)
+    grid.remove_parts()
+    for family, row in found["families"].items():
+        lost = f"{row['diverged_replicates']} replicates diverged"
+        print(f"{family}: median inception score {row['median']['inception']}, {lost}")
+
+
+if __name__ == "__main__":
+    main()
