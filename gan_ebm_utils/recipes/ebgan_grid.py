@@ -25,12 +25,14 @@ have no batch normalisation: a logit depends on its own sample alone.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import difflib
 import itertools
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +103,7 @@ GRIDS: dict[str, dict[str, Any]] = {
 # Common to both grids.
 TRAINING = {"betas": [0.5, 0.99], "dropout": 0.5, "pulling_away": 0.1}
 SCORING = {"n_samples": 2000, "n_distances": 500, "least_share": 0.01}
-SECONDS = 8  # until a scheduler that does not answer is given up
+SECONDS = 5  # until a scheduler that does not answer is given up
 SCORES = (*metrics.ClassScores._fields, "classes", "spread", "energy_distance")
 
 
@@ -403,26 +405,34 @@ def connected(address: str) -> Any:
     """
     try:
         from distributed import Client
+        from distributed.comm import get_address_host_port, resolve_address
+        from distributed.core import rpc
     except ImportError as error:
         line = 'pip install "gan-ebm-utils[cluster]", or leave out --scheduler'
         raise ConnectionError(f"--scheduler {address} needs dask.distributed: {line}") from error
-    found: list[Any] = []
+    answer: list[Any] = []
 
-    def connect() -> None:
+    async def identity() -> str:
+        async with rpc(address, timeout=SECONDS) as server:
+            return (await server.identity())["type"]
+
+    def ask() -> None:
         try:
-            found.append(Client(address, timeout=SECONDS, set_as_default=False))
+            get_address_host_port(address), resolve_address(address)
+            answer.append(asyncio.run(identity()))
         except Exception as error:  # what is no scheduler may answer anything
-            found.append(error)
+            answer.append(error)
 
-    # The timeout of the client does not hold where something listens that never answers.
-    thread = threading.Thread(target=connect, daemon=True)
+    # Asked first, and in a thread that ends with the program: a client waits for ever for what
+    # listens and never answers, and once more at the end of the program.
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(SECONDS + 1)
-    if found and not isinstance(found[0], Exception):
-        return found[0]
-    cause = found[0] if found else f"no answer in {SECONDS} s"
-    line = "start one with `dask scheduler` and give its address, as tcp://HOST:8786"
-    raise ConnectionError(f"no dask scheduler at {address}: {cause}; {line}")
+    thread.join(SECONDS)
+    if answer == ["Scheduler"]:
+        return Client(address)
+    found = f"{answer[0]}" if answer else f"no answer in {SECONDS} s"
+    line = "start one with `dask scheduler`, and give its address as tcp://HOST:8786"
+    raise ConnectionError(f"no dask scheduler at {address!r}: {found}; {line}")
 
 
 def on_cluster(tasks: list[Task], client: Any) -> Iterator[Done]:
@@ -442,6 +452,9 @@ def on_cluster(tasks: list[Task], client: Any) -> Iterator[Done]:
         except KilledWorker as error:  # as where a setting needs more memory than a worker has
             killed.append(error)
             continue
+        except CancelledError as error:
+            line = "the scheduler went away; start again, what is stored is kept"
+            raise SystemExit(f"{line}: {error}") from error
         future.release()
         yield result
     if killed:
