@@ -32,6 +32,7 @@ FLOORS = {
     "networks.images": 1.25,
     "networks.stacked": 1,
     "plotting": 1,
+    "recipes.digits_classifier": 4.5,
     "recipes.plain_refit": 4.5,
     "refine": 2,
     "runs": 3,
