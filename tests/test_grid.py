@@ -299,6 +299,7 @@ def test_a_second_start_does_what_is_missing(tiny, tmp_path, capsys, monkeypatch
         torch.testing.assert_close(found, value, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_processes_of_this_machine_make_the_same_table(tiny, tmp_path):
     tiny()
     assert tiny(folder="b", jobs=2) == []  # in other processes

@@ -355,9 +355,8 @@ def made(
     try:
         data = read(name)
         if data.source != source:
-            raise RuntimeError(
-                f"a worker has {data.source}, the client {source}; install one package"
-            )
+            line = f"a worker has {data.source}, the client {source}"
+            raise RuntimeError(f"{line}; install the same package and data on both")
         played, n = play(settings, training, data.images, seed), training["replicates"]
         size = n, scoring["n_samples"], training["latent_dim"]
         with torch.no_grad():
@@ -393,9 +392,8 @@ def on_this_machine(tasks: list[Task], jobs: int) -> Iterator[Done]:
     try:
         yield from parallel(joblib.delayed(work)(task) for task in tasks)
     except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
-        raise SystemExit(
-            f"a process was killed, perhaps for its memory; start again: {error}"
-        ) from error
+        line = "a process was killed, perhaps for its memory; start again, what is stored is kept"
+        raise SystemExit(f"{line}: {error}") from error
 
 
 def connected(address: str) -> Any:
@@ -548,9 +546,8 @@ class Grid(runs.Run):
 def divergence(steps: Tensor) -> str:
     """What is to be said of replicates that diverged at these steps, -1 for one that did not."""
     bad = steps[steps >= 0].tolist()
-    return (
-        f"diverged at step {', '.join(map(str, bad))} ({len(bad)} of {len(steps)})" if bad else ""
-    )
+    text = f"diverged at step {', '.join(map(str, bad))} ({len(bad)} of {len(steps)} replicates)"
+    return text if bad else ""
 
 
 def metrics_of(grid: Grid, tensors: dict[str, Tensor], data: Data) -> dict[str, Any]:
