@@ -405,8 +405,8 @@ def test_an_unreachable_scheduler(kind, tiny, capsys):
     assert f"no dask scheduler at '{address}'" in told
 
 
-# What a worker runs before its first task: it writes down when a task begins and ends. In its second
-# task a worker waits until one of them is killed.
+# What a worker runs before its first task: it writes down when a task begins and ends. In its
+# second task it waits until a worker is killed.
 HOOK = """
 import os, time
 from gan_ebm_utils.recipes import ebgan_grid
