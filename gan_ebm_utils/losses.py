@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_ebm_utils.base import check_positive, check_shape, gradients, rand
+from gan_ebm_utils.base import at_least_float32, check_positive, check_shape, gradients, rand
 
 
 def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -224,17 +224,18 @@ class Began:
         """E_p L - k E_q L, (R,)."""
         _check_negative(real=real, fake=fake)
         if self.k is None:
-            self.k = torch.zeros_like(real[:, 0])
+            # In half precision k would stand still: what a step adds is below its last digit.
+            self.k = torch.zeros_like(at_least_float32(real[:, 0]))
         if len(self.k) != len(real):
             line = "make a Began for each game"
             raise ValueError(f"k is that of {len(self.k)} replicates, got {len(real)}; {line}")
-        self._real = -real.detach().mean(dim=1)
+        self._real = -at_least_float32(real.detach()).mean(dim=1)
         return -real.mean(dim=1) + self.k * fake.mean(dim=1)
 
     def g_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """E_q L, (R,)."""
         _check_negative(real=real, fake=fake)
-        self._fake = -fake.detach().mean(dim=1)
+        self._fake = -at_least_float32(fake.detach()).mean(dim=1)
         return -fake.mean(dim=1)
 
     def callback(self, step: int, history: object) -> None:

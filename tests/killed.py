@@ -23,6 +23,7 @@ OPTIONS = {
     "cover": ["--steps", "20"],
     "digits_classifier": ["--steps", "20"],
     "ebgan_grid": ["--reduced", "--jobs", "1"],
+    "mnist_autoencoders": ["--steps", "2", "--replicates", "2"],
     "mnist_features": ["--epochs", "4"],
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
     "one_budget": ["gaussians25", "--n", "200"],
@@ -42,6 +43,9 @@ def make_tiny(recipe):
         module.GRIDS["reduced"]["axes"] = {**axes, "dropout": [False, True]}
         module.GRIDS["reduced"]["training"] |= {"replicates": 2, "n_steps": 10}
         module.SCORING |= {"n_samples": 50, "n_distances": 20}
+    if recipe == "mnist_autoencoders":
+        gan = importlib.import_module("gan_ebm_utils.recipes.mnist_gan")
+        gan.N_FID, gan.GENERATOR["width"], module.N_ENERGIES = 100, 4, 10
     if recipe == "mnist_gan":
         module.N_FID, module.N_REFIT = 100, 100
         module.CLASSIFIER["steps"] = module.GENERATOR["width"] = module.DCGAN["width"] = 4

@@ -258,6 +258,13 @@ def device_of(at):
     assert base.device_of(law.log_prob) == CPU
 
 
+def controlled(at):
+    rule, d = losses.Began(0.5), -normal(at, R, 5).abs()
+    rule.d_loss(d, d), rule.g_loss(d, d)
+    rule.callback(0, None)
+    return rule.k, rule.m_global
+
+
 MADE = {  # what they return lies where their inputs lie
     "base.seeded": lambda at: randn(3, generator=base.seeded(0, at)),
     "base.randn": lambda at: randn(3, generator=rng(at)),
@@ -283,6 +290,9 @@ MADE = {  # what they return lies where their inputs lie
     "energies.NegativeEnergy": lambda at: energies.NegativeEnergy(energy_at(at))(
         normal(at, R, 5, 2)
     ),
+    "energies.ReconstructionError": lambda at: energies.ReconstructionError(
+        networks.Autoencoder((2,), (4,), 3, R, generator=rng(at))
+    )(normal(at, R, 5, 2)),
     "energies.dot_energy": lambda at: energies.dot_energy(
         gan_at(at), normal(at, R, 5, 3), normal(at, R, 1).exp()
     )(2 * normal(at, R, 5, 3)),
@@ -290,6 +300,14 @@ MADE = {  # what they return lies where their inputs lie
     "losses.gradient_penalty": lambda at: losses.gradient_penalty(
         energy_at(at), normal(at, R, 5, 2), normal(at, R, 5, 2), rng(at)
     ),
+    "losses.pulling_away": lambda at: losses.pulling_away(normal(at, R, 5, 3)),
+    "losses.ebgan_d_loss": lambda at: losses.ebgan_d_loss(
+        -normal(at, R, 5).abs(), -normal(at, R, 5).abs(), 1.0
+    ),
+    "losses.ebgan_g_loss": lambda at: losses.ebgan_g_loss(
+        -normal(at, R, 5).abs(), -normal(at, R, 5).abs()
+    ),
+    "losses.Began": controlled,
     "losses.r1_penalty": lambda at: losses.r1_penalty(energy_at(at), normal(at, R, 5, 2)),
     "networks.StackedLinear": network(
         lambda g: networks.StackedLinear(2, 3, R, generator=g), R, 5, 2
@@ -305,6 +323,9 @@ MADE = {  # what they return lies where their inputs lie
     ),
     "networks.mlp": network(
         lambda g: networks.mlp(2, (8,), None, R, generator=g, fourier=(4, 1.0)), R, 5, 2
+    ),
+    "networks.Autoencoder": network(
+        lambda g: networks.Autoencoder((2,), (4,), 3, R, generator=g), R, 5, 2
     ),
     "networks.Confined": network(
         lambda g: networks.Confined(networks.mlp(2, (8,), None, R, generator=g), 2.0), R, 5, 2

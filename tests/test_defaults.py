@@ -71,8 +71,14 @@ def of_losses():
         parts += [f.bound(real, fake), f.f(real.exp()), f.log_ratio(real)]
     x, y = draw(2, 5, 3), draw(2, 5, 3, seed=1)
     square = lambda x: x.square().sum(dim=-1)  # noqa: E731
+    rule = losses.Began(0.5)
+    parts += [rule.d_loss(-real.abs(), -fake.abs()), rule.g_loss(-real.abs(), -fake.abs())]
+    rule.callback(0, None)
     return [
         *parts,
+        rule.k,
+        losses.ebgan_d_loss(-real.abs(), -fake.abs(), 1.0),
+        losses.pulling_away(x),
         losses.gradient_penalty(square, x, y, rng()).detach(),
         losses.r1_penalty(square, x).detach(),
     ]

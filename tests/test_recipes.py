@@ -17,9 +17,11 @@ import torch
 from gan_ebm_utils import checkpoints, datasets, networks, runs
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import gaussian_grid
+from gan_ebm_utils.energies import ReconstructionError
 from gan_ebm_utils.metrics import frechet_distance, kl_to_truth, mode_report, moments
 from gan_ebm_utils.networks import ConvDiscriminator, ConvGenerator
 from gan_ebm_utils.recipes import (
+    mnist_autoencoders,
     mnist_features,
     mnist_gan,
     one_budget,
@@ -828,3 +830,46 @@ def test_chains_that_stand_still_are_counted_apart(monkeypatch):
     # For 1,000 passes of a chain, those of the chain that stands still included.
     worth = float(one_budget.metrics.ess(moving).min())
     assert found["ess"].tolist() == [worth / one_budget.N_CHAINS, 0.0]
+
+
+# --- mnist_autoencoders ---
+
+
+@pytest.mark.parametrize("name", mnist_autoencoders.GAMES)
+def test_the_stored_mnist_autoencoders_score_as_their_card_says(name):
+    stored, judge = checkpoints.load(name), checkpoints.load("mnist_features")
+    generator, autoencoder = stored.networks["generator"], stored.networks["autoencoder"]
+    classifier, rng, replicates = (
+        judge.networks["classifier"],
+        seeded(7, "cpu"),
+        generator.replicates,
+    )
+    truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
+    latent_dim = mnist_autoencoders.GENERATOR["latent_dim"]
+    with torch.no_grad():
+        drawn = [generator(randn(replicates, 250, latent_dim, generator=rng)) for _ in range(8)]
+        features = [torch.stack([classifier.features(part) for part in x]) for x in drawn]
+    fid = [frechet_distance(*moments(part), *truth) for part in torch.cat(features, dim=1)]
+    card = stored.card["metrics"]
+    for found, told in zip(fid, card["fid_of_each"], strict=True):
+        assert found == pytest.approx(told, rel=0.1)
+    told, power = card["energies_of_the_first"], stored.card["settings"]["power"]
+    energy = ReconstructionError(autoencoder, power)(torch.cat(drawn, dim=1)[:1])
+    assert float(energy.mean()) == pytest.approx(told["generated"], rel=0.1)
+    assert told["generated"] > told["real"]
+
+
+def test_a_network_of_mnist_depends_on_its_seed_alone(small_mnist, tmp_path, monkeypatch):
+    """Three replicates, then five: the first three are not trained again."""
+    monkeypatch.setattr(mnist_gan, "N_FID", 100)
+    monkeypatch.setitem(mnist_gan.GENERATOR, "width", 4)
+    trained, real = [], mnist_autoencoders.train
+    monkeypatch.setattr(mnist_autoencoders, "train", lambda *a: trained.append(a[1]) or real(*a))
+    monkeypatch.setattr(runs.Run, "remove_parts", lambda run: None)
+    folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
+    for replicates in ("2", "3"):
+        arguments = ["--only", "mnist_began", "--steps", "1", "--replicates", replicates]
+        mnist_autoencoders.main([*arguments, *folders])
+    assert trained == [0, 100, 200]
+    card = checkpoints.load("mnist_began", folder=tmp_path / "out").card
+    assert len(card["metrics"]["fid_of_each"]) == card["settings"]["replicates"] == 3

@@ -22,6 +22,7 @@ SETTINGS = {
     "cover": "settings_of(9)",
     "digits_classifier": "settings_of(9)",
     "ebgan_grid": "[settings_of(name) for name in GRIDS]",
+    "mnist_autoencoders": "[settings_of(name, 9, 9) for name in GAMES]",
     "mnist_features": "settings_of(9)",
     "mnist_gan": "settings_of(9, 9, 9)",
     "one_budget": """[

@@ -36,6 +36,7 @@ class Autoencoder(nn.Module):
         *,
         generator: torch.Generator,
         activation: str = "SiLU",
+        fourier: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         self.event = tuple(event)
@@ -43,7 +44,7 @@ class Autoencoder(nn.Module):
         size, hidden = math.prod(self.event), tuple(hidden)
         how = {"replicates": replicates, "generator": generator, "activation": activation}
         self.replicates = replicates
-        self.encoder = mlp(size, hidden, code_dim, **how)
+        self.encoder = mlp(size, hidden, code_dim, fourier=fourier, **how)
         self.decoder = mlp(code_dim, hidden[::-1], size, **how)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -1,0 +1,192 @@
+"""Train EBGAN and BEGAN on MNIST, five of each, with the generators of `mnist_gan`.
+
+    python -m gan_ebm_utils.recipes.mnist_autoencoders
+
+writes the checkpoints `mnist_ebgan` and `mnist_began`: `generator`, five replicates behind one
+leading axis, and `autoencoder`, that of the first replicate; the others are as large and no page
+shows them. The cards give the FID of each replicate in the features of `mnist_features`, and the
+mean energies of real and generated images. It takes about two hours for each checkpoint on one CPU
+core; the two can run side by side, each with `--only`. A run that is cut off goes on after the last
+network that was finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils.base import Gan, default_device, seeded
+from gan_ebm_utils.datasets import minibatches, mnist
+from gan_ebm_utils.energies import NegativeEnergy, ReconstructionError
+from gan_ebm_utils.networks import Autoencoder, ConvGenerator
+from gan_ebm_utils.recipes import mnist_gan
+from gan_ebm_utils.recipes.mnist_gan import GENERATOR, TRAINING, fid, stacked
+from gan_ebm_utils.training import GeneratorPenalty, Loss, train_gan
+
+N_ENERGIES = 2000  # images of each kind whose energies are averaged
+
+
+class Game(NamedTuple):
+    """An autoencoder, the power of its error, and the rule by which it plays."""
+
+    autoencoder: dict[str, Any]
+    power: int
+    rule: Callable[[], tuple[Loss, Loss, GeneratorPenalty | None, Callable | None]]
+    settings: dict[str, Any]
+
+
+def pulled_away(gan: Gan, z: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+    """The pulling-away term of a batch of generated images, with the paper's weight."""
+    return EBGAN["pulling_away"] * losses.pulling_away(
+        gan.discriminator.energy.autoencoder.encode(x)
+    )
+
+
+def ebgan() -> tuple[Loss, Loss, GeneratorPenalty, None]:
+    """The losses of EBGAN-PT."""
+    d_loss = partial(losses.ebgan_d_loss, margin=EBGAN["margin"])
+    return d_loss, losses.ebgan_g_loss, pulled_away, None
+
+
+def began() -> tuple[Loss, Loss, None, Callable]:
+    """The losses of BEGAN and the control of their balance, which begins anew."""
+    rule = losses.Began(**BEGAN)
+    return rule.d_loss, rule.g_loss, None, rule.callback
+
+
+# The margin and the widths are those of short trials, FID after 1,500 steps.
+EBGAN = {"margin": 0.13, "pulling_away": 0.1}
+BEGAN = {"gamma": 0.5, "rate": 0.01}
+GAMES = {
+    "mnist_ebgan": Game({"event": [1, 28, 28], "hidden": [512], "code_dim": 64}, 2, ebgan, EBGAN),
+    "mnist_began": Game({"event": [1, 28, 28], "hidden": [512], "code_dim": 64}, 1, began, BEGAN),
+}
+
+
+def train(name: str, seed: int, steps: int) -> dict[str, Tensor]:
+    """The weights of one generator and its autoencoder after `steps` steps."""
+    device, rng, game = default_device(), seeded(seed), GAMES[name]
+    generator = ConvGenerator(**GENERATOR, generator=rng)
+    autoencoder = Autoencoder(**game.autoencoder, generator=rng)
+    generator.to(device, memory_format=torch.channels_last)
+    energy = ReconstructionError(autoencoder.to(device), game.power)
+    gan = Gan(generator, NegativeEnergy(energy), GENERATOR["latent_dim"])
+    d_loss, g_loss, g_penalty, callback = game.rule()
+    train_gan(
+        gan,
+        minibatches(mnist("train").images.to(device)),
+        d_loss,
+        g_loss,
+        steps,
+        rng,
+        g_penalty=g_penalty,
+        callback=callback,
+        **TRAINING,
+    )
+    return {
+        f"{part}.{key}": value.cpu()
+        for part, network in (("generator", generator), ("autoencoder", autoencoder))
+        for key, value in network.state_dict().items()
+    }
+
+
+@torch.no_grad()
+def energies(gan: Gan, autoencoder: Autoencoder, power: int, seed: int) -> dict[str, float]:
+    """Mean energies of test images and of images of the first generator."""
+    rng, energy = seeded(seed), ReconstructionError(autoencoder, power)
+    real = mnist("test").images[None, :N_ENERGIES]
+    fake = gan.generator(gan.prior((gan.generator.replicates, N_ENERGIES), rng))[:1].cpu()
+    return {"real": float(energy(real).mean()), "generated": float(energy(fake).mean())}
+
+
+def settings_of(name: str, steps: int, replicates: int) -> dict[str, Any]:
+    """Everything that the networks depend on, but for the seed, the data and the judge."""
+    game = GAMES[name]
+    return {
+        **TRAINING,
+        **game.settings,
+        "generator": GENERATOR,
+        "autoencoder": game.autoencoder,
+        "power": game.power,
+        "steps": steps,
+        "replicates": replicates,
+        "n_energies": N_ENERGIES,
+        "n_fid": mnist_gan.N_FID,
+    }
+
+
+def make(name: str, args: argparse.Namespace, progress: runs.Progress) -> None:
+    """Train, score and write the checkpoint `name`."""
+    game, replicates = GAMES[name], args.replicates
+    judge = checkpoints.load("mnist_features").card
+    given = settings_of(name, args.steps, replicates)
+    source = {**runs.mnist_source(), "features_sha256": judge["sha256"]}
+    run = runs.Run("mnist_autoencoders", given, args, progress, **source)
+    seeds = [args.seed + 100 * r for r in range(replicates)]
+    parts = []
+    for seed in seeds:
+        # A network depends neither on how many others there are, nor on who judges them.
+        own = {**run.given, "seed": seed, "settings": settings_of(name, args.steps, 1)}
+        own.pop("features_sha256")
+        part = run.once(f"{name}-{seed}", lambda s=seed: train(name, s, args.steps), own)
+        parts.append(part)
+    weights = stacked([{k: v for k, v in w.items() if k.startswith("gen")} for w, _ in parts])
+    settings = {**GENERATOR, "replicates": replicates}
+    generator = ConvGenerator(**settings, generator=seeded(0, "cpu"))
+    generator.load_state_dict({k.removeprefix("generator."): v for k, v in weights.items()})
+    autoencoder = Autoencoder(**game.autoencoder, generator=seeded(0, "cpu"))
+    first = parts[0][0].items()
+    own = {k.removeprefix("autoencoder."): v for k, v in first if k.startswith("auto")}
+    autoencoder.load_state_dict(own)
+    for network in (generator, autoencoder):  # as they are stored
+        network.half().float().eval().requires_grad_(False)
+    gan = Gan(generator.to(default_device()), None, GENERATOR["latent_dim"])
+    scores, _ = run.once(
+        f"{name}-fid",
+        lambda: fid(lambda n, rng: gan.generator(gan.prior((replicates, n), rng)), args.seed + 3),
+    )
+    found = {
+        "fid": list(metrics.mean_interval(torch.tensor(scores))[:3]),
+        "fid_of_each": scores,
+        "fid_train_against_test": judge["metrics"]["frechet_train_test"]["value"],
+        "energies_of_the_first": energies(gan, autoencoder, game.power, args.seed + 4),
+        "seconds": round(sum(seconds for _, seconds in parts), 1),
+    }
+    networks = {
+        "generator": (generator.cpu().half(), ConvGenerator, settings),
+        "autoencoder": (autoencoder.half(), Autoencoder, game.autoencoder),
+    }
+    checkpoints.save(name, networks, {}, run.card(found), args.out)
+    run.remove_parts()
+    print(json.dumps(found, indent=2))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=GAMES, help="one checkpoint (default: both)")
+    parser.add_argument("--steps", type=runs.at_least(1), default=10_000)
+    parser.add_argument("--replicates", type=runs.at_least(2), default=5)
+    args = runs.parse(parser, argv)
+    names, progress = [args.only] if args.only else [*GAMES], runs.Progress()
+    progress.parts = {
+        f"{name}-{part}": size
+        for name in names
+        for part, size in (
+            *((args.seed + 100 * r, args.steps) for r in range(args.replicates)),
+            ("fid", 100 * args.replicates),
+        )
+    }
+    for name in names:
+        make(name, args, progress)
+
+
+if __name__ == "__main__":
+    main()
