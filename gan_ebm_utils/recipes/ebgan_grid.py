@@ -104,6 +104,7 @@ GRIDS: dict[str, dict[str, Any]] = {
 TRAINING = {"betas": [0.5, 0.99], "dropout": 0.5, "pulling_away": 0.1}
 SCORING = {"n_samples": 2000, "n_distances": 500, "least_share": 0.01}
 SECONDS = 5  # until a scheduler that does not answer is given up
+ARRIVED = "last task"  # the part that holds its settings until each is stored
 SCORES = (*metrics.ClassScores._fields, "classes", "spread", "energy_distance")
 
 
@@ -509,6 +510,7 @@ class Grid(runs.Run):
 
     def fill(self, settings: list[Setting], engine: Callable[[list[Task]], Iterator[Done]]) -> None:
         """Make what is missing of `settings`, and store each setting when its scores are there."""
+        self.settle()
         missing = [setting for setting in settings if self.stored(setting) is None]
         there = {setting.name for setting in settings} - {setting.name for setting in missing}
         self.progress.parts = {s.name: 0 if s.name in there else cost(s) for s in settings}
@@ -526,12 +528,27 @@ class Grid(runs.Run):
         last = time.perf_counter()
         for number, (results, seconds) in engine([(i, (t, *shared)) for i, t in enumerate(tasks)]):
             since, last = time.perf_counter() - last, time.perf_counter()
+            names = (setting.name for setting in tasks[number])
+            arrived = dict(zip(names, results, strict=True))
+            self.keep(ARRIVED, arrived, seconds, runs.key_of(self.given))
+            self.settle()
             for setting, result in zip(tasks[number], results, strict=True):
-                self.keep(setting.name, result, seconds, self.keys[setting.name])
                 # Several processes at once: the time left is told by when parts are finished.
                 self.progress.finished(setting.name, since / len(results))
                 if text := divergence(result["diverged"]):
                     print(f"{setting.name}: {text}", flush=True)
+
+    def settle(self) -> None:
+        """Store each setting of the task that arrived last by itself, also after a kill in between.
+
+        Alone it would be trained to other digits than in a batch.
+        """
+        arrived = self.found(ARRIVED, runs.key_of(self.given))
+        if arrived is not None:
+            for name, result in arrived["made"].items():
+                self.keep(name, result, arrived["seconds"][0], self.keys[name])
+            self.keys[ARRIVED] = runs.key_of(self.given)
+            self.file_of(ARRIVED).unlink()
 
     def table(self) -> tuple[dict[str, Tensor], float]:
         """The stored scores, a row for each setting, and the seconds that all took together."""
