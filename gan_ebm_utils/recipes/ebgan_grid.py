@@ -337,6 +337,22 @@ def score(x: Tensor, data: Data, scoring: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
+@torch.no_grad()
+def scores_of(
+    played: Played, training: dict[str, Any], scoring: dict[str, Any], data: Data
+) -> list[dict[str, Tensor]]:
+    """Of each setting the SCORES of fresh samples, nan where it `diverged`, and when it did."""
+    size = training["replicates"], scoring["n_samples"], training["latent_dim"]
+    x = played.generator(torch.cat([randn(*size, generator=rng) for rng in played.rngs]))
+    lost = ~x.isfinite().flatten(1).all(dim=1)
+    diverged = torch.where(lost & (played.diverged < 0), training["n_steps"], played.diverged)
+    x[diverged >= 0] = 0  # which could not be scored
+    scores, diverged = score(x, data, scoring), diverged.cpu()
+    found = {key: value.masked_fill(diverged >= 0, math.nan) for key, value in scores.items()}
+    parts = {key: v.split(size[0]) for key, v in {**found, "diverged": diverged}.items()}
+    return [{key: part[i].clone() for key, part in parts.items()} for i in range(len(played.rngs))]
+
+
 def made(
     settings: list[Setting],
     training: dict[str, Any],
@@ -345,7 +361,7 @@ def made(
     source: dict[str, str],
     seed: int,
 ) -> tuple[list[dict[str, Tensor]], float]:
-    """The scores of each setting, with `diverged`, and the seconds for each: the work of a task.
+    """The `scores_of` each setting, and the seconds that each took: the work of a task.
 
     It holds all that a worker needs, who may be on another machine, with one thread.
 
@@ -358,22 +374,11 @@ def made(
         if data.source != source:
             line = f"a worker has {data.source}, the client {source}"
             raise RuntimeError(f"{line}; install the same package and data on both")
-        played, n = play(settings, training, data.images, seed), training["replicates"]
-        size = n, scoring["n_samples"], training["latent_dim"]
-        with torch.no_grad():
-            x = played.generator(torch.cat([randn(*size, generator=rng) for rng in played.rngs]))
-        lost = ~x.isfinite().flatten(1).all(dim=1)
-        diverged = torch.where(lost & (played.diverged < 0), training["n_steps"], played.diverged)
-        x[diverged >= 0] = 0  # which could not be scored
-        scores = score(x, data, scoring)
+        played = play(settings, training, data.images, seed)
+        scores = scores_of(played, training, scoring, data)
     finally:
         torch.set_num_threads(threads)
-    diverged = diverged.cpu()
-    found = {key: value.masked_fill(diverged >= 0, math.nan) for key, value in scores.items()}
-    found["diverged"] = diverged
-    parts = {key: value.split(n) for key, value in found.items()}
-    each = [{key: part[i].clone() for key, part in parts.items()} for i in range(len(settings))]
-    return each, (time.perf_counter() - start) / len(settings)
+    return scores, (time.perf_counter() - start) / len(settings)
 
 
 # A task: its number, and the arguments of `made`. What comes back: the number, and its result.
@@ -481,6 +486,19 @@ def cost(setting: Setting) -> float:
     return 50_000 + 3 * g + 4 * d
 
 
+def together(settings: list[Setting], most: int, widest: int) -> list[list[Setting]]:
+    """Settings that train in one batch, the longest first, so that all processes end together.
+
+    At most `most`, and only networks of at most `widest` units a layer.
+    """
+    lists = []
+    for kind, same in itertools.groupby(sorted(settings, key=lambda s: s.kind), lambda s: s.kind):
+        _, _, size_g, _, size_d, *_ = kind
+        same, n = list(same), most if max(size_g, size_d) <= widest else 1
+        lists += [same[i : i + n] for i in range(0, len(same), n)]
+    return sorted(lists, key=lambda batch: -sum(map(cost, batch)))
+
+
 class Grid(runs.Run):
     """A run of a grid: which settings there are, and which are stored."""
 
@@ -498,16 +516,6 @@ class Grid(runs.Run):
         """What is stored of a setting: its scores and seconds."""
         return self.found(setting.name, self.keys[setting.name])
 
-    def tasks(self, settings: list[Setting]) -> list[list[Setting]]:
-        """Settings that train together, the longest first, so that all processes end together."""
-        together, lists = GRIDS[self.name]["together"], []
-        for _, same in itertools.groupby(sorted(settings, key=lambda s: s.kind), lambda s: s.kind):
-            same = list(same)
-            is_narrow = max(same[0].size_g, same[0].size_d) <= together["widest"]
-            most = together["most"] if is_narrow else 1
-            lists += [same[i : i + most] for i in range(0, len(same), most)]
-        return sorted(lists, key=lambda together: -sum(map(cost, together)))
-
     def fill(self, settings: list[Setting], engine: Callable[[list[Task]], Iterator[Done]]) -> None:
         """Make what is missing of `settings`, and store each setting when its scores are there."""
         self.settle()
@@ -516,7 +524,7 @@ class Grid(runs.Run):
         self.progress.parts = {s.name: 0 if s.name in there else cost(s) for s in settings}
         for name in there:
             self.progress.finished(name, None)
-        tasks = self.tasks(missing)
+        tasks = together(missing, **GRIDS[self.name]["together"])
         given = self.given["settings"]
         shared = (
             given["training"],
