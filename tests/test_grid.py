@@ -1,5 +1,6 @@
 """The grid of EBGAN's settings, on a tiny one: its table, its batches, its stores, its engines."""
 
+import argparse
 import contextlib
 import itertools
 import math
@@ -515,6 +516,23 @@ def test_a_worker_that_is_killed_loses_nothing(tiny, tmp_path, monkeypatch, caps
 
 
 # --- the stored ones ---
+
+
+def test_the_stored_grid_is_that_of_its_recipe(tmp_path):
+    stored, data = checkpoints.load("ebgan_grid"), ebgan_grid.read("digits")
+    args = argparse.Namespace(seed=stored.card["seed"], state=tmp_path)
+    assert ebgan_grid.is_stored(ebgan_grid.Grid("reduced", args, data.source), None)
+    tensors, card = stored.tensors, stored.card["metrics"]
+    assert [Setting(**row) for row in card["rows"]] == settings_in(GRIDS["reduced"])
+    lost = tensors["diverged"] >= 0
+    assert all(torch.equal(tensors[name].isnan(), lost) for name in SCORES)
+    kept = tensors["inception"][~lost]
+    assert ((kept >= 1) & (kept <= 10)).all()
+    torch.testing.assert_close(kept, tensors["mean_kl"][~lost].exp())
+    for family, row in card["families"].items():
+        own = torch.tensor([setting["family"] == family for setting in card["rows"]])
+        median = float(tensors["inception"][own].nanmean(dim=1).nanmedian())
+        assert row["median"]["inception"] == pytest.approx(median) and row["settings"] == 32
 
 
 def test_the_classifier_of_digits_is_right_on_what_it_has_not_seen():

@@ -10,7 +10,7 @@ discriminator; a GAN of the full grid also has Adam or SGD for each player and t
 Without `--reduced` it is the grid of Zhao et al. 2016 (arXiv:1609.03126, table 1) on MNIST: 6,144
 settings of the GAN and 512 of EBGAN, which take months of one CPU core. With `--reduced` it is a
 smaller one on the 8 x 8 digits in which GAN, EBGAN and EBGAN-PT, with the pulling-away term, have
-the same 32 settings each, at the same optimiser and rate: about 15 minutes on two CPU cores.
+the same 32 settings each, at the same optimiser and rate: about 10 minutes on two CPU cores.
 
 Settings run in `--jobs` processes of this machine, or with `--scheduler tcp://HOST:8786` on a
 cluster of dask.distributed, whose workers need this package and, for the full grid, MNIST; they
@@ -93,6 +93,9 @@ GRIDS: dict[str, dict[str, Any]] = {
             "n_steps": 2000,
             "batch_size": 64,
             "latent_dim": 16,
+            # The same for each pixel: 0.43 of the variance of a pixel, on MNIST 0.47. It is not
+            # tuned. In a trial of one architecture 0.03 scored lower, and collapsed with dropout;
+            # 0.5 and 2 scored as high without dropout, and higher with it.
             "margin": 10**2 / 784,
         },
         # Two to four settings in one batch take 0.6 to 0.75 of the time of one after the other at
@@ -492,9 +495,9 @@ def together(settings: list[Setting], most: int, widest: int) -> list[list[Setti
     At most `most`, and only networks of at most `widest` units a layer.
     """
     lists = []
-    for kind, same in itertools.groupby(sorted(settings, key=lambda s: s.kind), lambda s: s.kind):
+    for kind, rows in itertools.groupby(sorted(settings, key=lambda s: s.kind), lambda s: s.kind):
         _, _, size_g, _, size_d, *_ = kind
-        same, n = list(same), most if max(size_g, size_d) <= widest else 1
+        same, n = list(rows), most if max(size_g, size_d) <= widest else 1
         lists += [same[i : i + n] for i in range(0, len(same), n)]
     return sorted(lists, key=lambda batch: -sum(map(cost, batch)))
 
