@@ -130,6 +130,45 @@ def mode_report(x: Tensor, means: Tensor, std: float, n_std: float = 4.0) -> Mod
     )
 
 
+class PrecisionCoverage(NamedTuple):
+    """How samples lie among data, each field (R,): `precision` and `coverage`, shares."""
+
+    precision: Tensor
+    coverage: Tensor
+
+
+def precision_coverage(x: Tensor, data: Tensor, k: int = 5) -> PrecisionCoverage:
+    """Quality and diversity of samples x (R, n, *event) by balls about data (R, m, *event).
+
+    The ball of a data point reaches to its k-th nearest neighbour among the data. `precision` is
+    the share of samples that lie in some ball (Kynkaanniemi et al. 2019, arXiv:1904.06991),
+    `coverage` the share of balls in which some sample lies (Naeem et al. 2020, arXiv:2002.09797,
+    equation 4). Both depend on n and m, and fresh data score a little less than 1: state the
+    numbers, and what data score.
+
+    Raises ValueError for other shapes, no more than k data, and values that are not finite.
+
+    >>> data = torch.arange(5.0)[None, :, None]
+    >>> precision_coverage(torch.tensor([[[0.2], [0.3], [9.0]]]), data, k=1)
+    PrecisionCoverage(precision=tensor([0.6667], dtype=torch.float64), coverage=tensor([0.4000],
+    dtype=torch.float64))
+    """
+    base.check_count(k=k)
+    base.check_shape(x=(x, "R n ..."), data=(data, "R m ..."))
+    if data.shape[1] <= k:
+        raise ValueError(f"data must be more than k = {k} points, got {tuple(data.shape)}")
+    precision, coverage = [], []
+    for a, b in zip(
+        *_checked(x=(x.flatten(2), "R n d"), data=(data.flatten(2), "R m d")), strict=True
+    ):
+        # The point itself is the nearest.
+        radii = torch.cat([d.kthvalue(k + 1, dim=1).values for d in base.distances(b, b)])
+        inside = torch.cat([d <= radii for d in base.distances(a, b)])  # (n, m)
+        precision.append(inside.any(dim=1).double().mean())
+        coverage.append(inside.any(dim=0).double().mean())
+    return PrecisionCoverage(torch.stack(precision), torch.stack(coverage))
+
+
 class Calibration(NamedTuple):
     """A calibration curve, each field (R, n_bins): nan where a bin is empty."""
 

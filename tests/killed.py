@@ -28,6 +28,7 @@ OPTIONS = {
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
     "one_budget": ["gaussians25", "--n", "200"],
     "plain_refit": ["--refit-steps", "5"],
+    "plane_begans": ["--replicates", "2"],
     "plane_ebms": ["--steps", "10", "--replicates", "2"],
     "plane_gans": ["--refit-steps", "5", "--replicates", "2"],
 }
@@ -56,6 +57,11 @@ def make_tiny(recipe):
         for name in ("isir_gan", "langevin", "dgflow"):
             del module.SAMPLERS[name]
         module.DOT_SIZES["gaussians25"] = (0.01, 0.1)
+    if recipe == "plane_begans":
+        module.EVERY, module.SNAPSHOT, module.N_EMD = 2, 2, 20
+        for name, game in module.GAMES.items():
+            game.settings["n_steps"] = 4
+            module.GAMES[name] = game._replace(n_scored=50)
     if recipe == "plane_ebms":
         module.LAWS, module.N_CELLS = ("moons",), 100
     if recipe in ("plane_gans", "plain_refit"):

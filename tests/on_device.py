@@ -431,6 +431,9 @@ SCORED = {  # what they return is a score, or was stored, on the CPU
     "metrics.mode_report": lambda at: metrics.mode_report(
         normal(at, R, 50, 2), datasets.gaussian_grid().means, 0.1
     ),
+    "metrics.precision_coverage": lambda at: metrics.precision_coverage(
+        normal(at, R, 9, 2), normal(at, R, 8, 2)
+    ),
     "metrics.calibration": lambda at: metrics.calibration(normal(at, R, 50), normal(at, R, 50)),
     "metrics.energy_distance": lambda at: metrics.energy_distance(
         normal(at, R, 5, 2), normal(at, R, 6, 2)

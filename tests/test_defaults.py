@@ -98,6 +98,7 @@ def of_metrics():
         metrics.emd_floor(law.sample, 20, rng(), replicates=3),
         metrics.energy_distance(x, y),
         metrics.mode_report(x, law.means, 0.3),
+        metrics.precision_coverage(x, y),
         metrics.calibration(x[..., 0], y[..., 0], n_bins=3),
         metrics.chi_square(draw(2, 500, 2), law, BOX, n_cells=4),
         metrics.class_scores(x),

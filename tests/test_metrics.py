@@ -80,6 +80,49 @@ def test_emd_names_bad_samples(x, y, says):
         metrics.emd(x, y)
 
 
+# --- precision and coverage ---
+
+
+def test_precision_and_coverage_by_hand():
+    x = randn(2, 30, 3, generator=rng())
+    data = randn(2, 40, 3, generator=rng(1))
+    found = metrics.precision_coverage(x, data, k=3)
+    for one, points, precision, coverage in zip(x, data, *found, strict=True):
+        radii = [sorted(float((a - b).norm()) for b in points)[3] for a in points]
+        inside = [
+            [float((a - b).norm()) <= r for b, r in zip(points, radii, strict=True)] for a in one
+        ]
+        assert math.isclose(precision, sum(map(any, inside)) / 30)
+        assert math.isclose(coverage, sum(map(any, zip(*inside, strict=True))) / 40)
+    images = metrics.precision_coverage(x.reshape(2, 30, 1, 1, 3), data.reshape(2, 40, 1, 1, 3), 3)
+    assert all(torch.equal(a, b) for a, b in zip(images, found, strict=True))
+
+
+def test_quality_and_diversity_are_told_apart():
+    data, fresh = (gaussian([0.0, 0.0]).sample((10, 500), rng(seed)) for seed in (0, 1))
+    precision, coverage = metrics.precision_coverage(fresh, data)
+    # A fresh point misses the ball of each of its data with 1 in 2^5, if these are as many.
+    assert precision.min() > 0.9 and abs(coverage.mean() - (1 - 2**-5)) < 0.02
+    one_point = metrics.precision_coverage(0.01 * fresh, data)
+    assert one_point.precision.min() == 1 and one_point.coverage.max() < 0.05
+    elsewhere = metrics.precision_coverage(fresh + 20, data)
+    assert elsewhere.precision.max() == 0 and elsewhere.coverage.max() == 0
+    wide = metrics.precision_coverage(3 * fresh, data)
+    assert wide.precision.max() < 0.7
+    assert torch.equal(metrics.precision_coverage(data, data).coverage, torch.ones(10).double())
+
+
+def test_precision_and_coverage_name_bad_samples():
+    with pytest.raises(ValueError, match=r"more than k = 5 points, got \(1, 5, 2\)"):
+        metrics.precision_coverage(torch.zeros(1, 9, 2), torch.zeros(1, 5, 2))
+    with pytest.raises(ValueError, match=r"data \(R, m, ...\); got"):
+        metrics.precision_coverage(torch.zeros(1, 9, 2), torch.zeros(2, 9, 2))
+    with pytest.raises(ValueError, match="1 of 18 values of x are not finite"):
+        bad = torch.zeros(1, 9, 2).index_fill(1, torch.tensor([0]), 0.0)
+        bad[0, 0, 0] = math.nan
+        metrics.precision_coverage(bad, torch.zeros(1, 9, 2))
+
+
 # --- exactness ---
 
 

@@ -26,6 +26,7 @@ from gan_ebm_utils.recipes import (
     mnist_gan,
     one_budget,
     plain_refit,
+    plane_begans,
     plane_ebms,
     plane_gans,
 )
@@ -384,6 +385,54 @@ def test_stored_gans_of_the_plane_score_as_their_cards_say(name):
     for who, x in found.items():
         expected = stored.card["metrics"][who][key][0]
         assert plane_gans.score(x, law, rng)[key][0] == pytest.approx(expected, abs=tolerance)
+
+
+# --- plane_begans ---
+
+
+@pytest.mark.parametrize("name", plane_begans.GAMES)
+def test_the_stored_begans_are_those_of_the_recipe(name):
+    stored, game = checkpoints.load(name), plane_begans.GAMES[name]
+    settings = plane_begans.settings_of(game, game.replicates)
+    assert stored.card["settings"] == json.loads(json.dumps(settings))
+    assert {*stored.networks} == {
+        f"{part}_{kind}" for part in ("generator", "autoencoder") for kind in game.stored
+    }
+    records = game.settings["n_steps"] // plane_begans.EVERY
+    for kind, (gamma, rate) in game.kinds.items():
+        course = {key: stored.tensors[f"{kind}/{key}"] for key in plane_begans.COURSE}
+        assert all(values.shape == (records, game.replicates) for values in course.values())
+        surplus = gamma * course["real"] - course["fake"]
+        # M holds the mean of the absolute surplus, which is at least that of the mean.
+        assert (course["m_global"] >= course["real"] + surplus.abs() - 1e-6).all()
+        assert (course["k"] >= 0).all() and (course["k"] <= 1).all()
+        assert bool((course["k"] == 0).all()) == (rate == 0)
+
+
+@pytest.mark.parametrize("name", plane_begans.GAMES)
+def test_the_stored_begans_score_as_their_tensors_say(name):
+    stored, game, rng = checkpoints.load(name), plane_begans.GAMES[name], seeded(7, "cpu")
+    _, y = plane_begans.fresh(game, game.replicates, rng)
+    for kind in game.stored:
+        generator = stored.networks[f"generator_{kind}"]
+        latent_dim = game.generator.get("latent_dim", game.generator.get("in_features"))
+        z = randn(game.replicates, game.n_scored, latent_dim, generator=rng)
+        found = plane_begans.score(generator(z), y)
+        # Draws that fill one spot are all in the balls of some data or all between them.
+        for key, tolerance in (("precision", 0.15), ("coverage", 0.03)):
+            expected = float(stored.tensors[f"{kind}/{key}"].mean())
+            assert found[key].mean() == pytest.approx(expected, abs=tolerance)
+
+
+def test_fresh_digits_are_of_two_sets():
+    game = plane_begans.GAMES["digits_began"]
+    x, y = plane_begans.fresh(game, 2, seeded(0, "cpu"))
+    assert x.shape == y.shape == (2, game.n_scored, 1, 8, 8)
+    assert not torch.equal(x[0], x[1])
+    same = (x[0].flatten(1)[:, None] == y[0].flatten(1)).all(dim=2)
+    images = datasets.digits().images.flatten(1)
+    twice = len(images) - len(images.unique(dim=0))  # digits that the set holds twice
+    assert same.sum() <= 2 * twice
 
 
 # --- plain_refit ---
