@@ -484,6 +484,43 @@ def _root(name: str, covariance: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
+class ClassScores(NamedTuple):
+    """Scores of samples by the classes that a classifier sees in them, each field (R,).
+
+    With p(y|x) of sample x and p(y) their mean over all n samples: `inception` is
+    exp E_x KL(p(y|x) || p(y)), from 1 to the number of classes; `mean_kl` is its logarithm, in
+    nats; `swapped_squared` is E_x KL(p(y) || p(y|x))^2, in squared nats, without an upper bound.
+    """
+
+    inception: Tensor
+    mean_kl: Tensor
+    swapped_squared: Tensor
+
+
+def class_scores(logits: Tensor) -> ClassScores:
+    """Scores of the inception kind, high for samples of one class each and of all classes together.
+
+    `logits` (R, n, classes) are a classifier's. They see classes only: one good image of each class
+    scores best. `inception` is the usual form (Salimans et al. 2016, arXiv:1606.03498, section 4),
+    `swapped_squared` that of EBGAN (Zhao et al. 2016, arXiv:1609.03126, appendix A), which one
+    sample of which the classifier is very sure can dominate: KL(p(y) || p(y|x)) grows with its
+    logits as they are scaled, while KL(p(y|x) || p(y)) is at most -log of the rarest class.
+
+    Raises ValueError for another shape or logits that are not finite.
+
+    >>> sure = 99 * torch.eye(10)[None]  # one sample of each class
+    >>> class_scores(sure).inception, class_scores(torch.zeros(1, 5, 10)).inception
+    (tensor([10.0000], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
+    (logits,) = _checked(logits=(logits, "R n classes"))
+    each = logits.log_softmax(dim=2)
+    whole = each.logsumexp(dim=1, keepdim=True) - math.log(logits.shape[1])
+    kl = (each.exp() * (each - whole)).sum(dim=2)
+    swapped = (whole.exp() * (whole - each)).sum(dim=2)
+    mean = kl.mean(dim=1)
+    return ClassScores(mean.exp(), mean, swapped.square().mean(dim=1))
+
+
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(dim=1)
 

@@ -21,6 +21,8 @@ from gan_ebm_utils import checkpoints, runs
 # Of each recipe: its options, and constants of its module that are smaller in the tests.
 OPTIONS = {
     "cover": ["--steps", "20"],
+    "digits_classifier": ["--steps", "20"],
+    "ebgan_grid": ["--reduced", "--jobs", "1"],
     "mnist_autoencoders": ["--steps", "2", "--replicates", "2"],
     "mnist_features": ["--epochs", "4"],
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
@@ -37,6 +39,11 @@ def make_tiny(recipe):
     module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
     if recipe == "cover":
         module.N_KERNELS, module.N_SCORED, module.LEAST = 50, 200, 0.0
+    if recipe == "ebgan_grid":
+        axes = {"n_layer_g": [2], "size_g": [8, 9], "n_layer_d": [2], "size_d": [8]}
+        module.GRIDS["reduced"]["axes"] = {**axes, "dropout": [False, True]}
+        module.GRIDS["reduced"]["training"] |= {"replicates": 2, "n_steps": 10}
+        module.SCORING |= {"n_samples": 50, "n_distances": 20}
     if recipe == "mnist_autoencoders":
         gan = importlib.import_module("gan_ebm_utils.recipes.mnist_gan")
         gan.N_FID, gan.GENERATOR["width"], module.N_ENERGIES = 100, 4, 10

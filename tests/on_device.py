@@ -445,6 +445,7 @@ SCORED = {  # what they return is a score, or was stored, on the CPU
     "metrics.kl_to_truth": quadratures(metrics.kl_to_truth, datasets.gaussian([0.0, 0.0], 0.5)),
     "metrics.rhat": lambda at: metrics.rhat(normal(at, 500, R, 2)),
     "metrics.ess": lambda at: metrics.ess(normal(at, 500, R, 2)),
+    "metrics.class_scores": lambda at: metrics.class_scores(normal(at, R, 5, 10)),
     "metrics.moments": features,
     "metrics.frechet_distance": lambda at: metrics.frechet_distance(*features(at), *features(at)),
     "plotting.scatter": panel(lambda ax, at: plotting.scatter(ax, normal(at, 5, 2), BOX, "C0", "")),

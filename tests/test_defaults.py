@@ -101,6 +101,7 @@ def of_metrics():
         metrics.precision_coverage(x, y),
         metrics.calibration(x[..., 0], y[..., 0], n_bins=3),
         metrics.chi_square(draw(2, 500, 2), law, BOX, n_cells=4),
+        metrics.class_scores(x),
         metrics.log_partition(energy, BOX, replicates=2, n=50),
         metrics.log_partition(network, BOX, n=50),
         metrics.kl_to_truth(energy, law, BOX, n=100),

@@ -34,6 +34,7 @@ FLOORS = {
     "networks.images": 1.25,
     "networks.stacked": 1,
     "plotting": 1,
+    "recipes.digits_classifier": 4.5,
     "recipes.mnist_autoencoders": 4.5,
     "recipes.plain_refit": 4.5,
     "refine": 2,
