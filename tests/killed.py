@@ -25,6 +25,7 @@ OPTIONS = {
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
     "one_budget": ["gaussians25", "--n", "200"],
     "plain_refit": ["--refit-steps", "5"],
+    "plane_ebgans": ["--refit-steps", "5", "--replicates", "2"],
     "plane_ebms": ["--steps", "10", "--replicates", "2"],
     "plane_gans": ["--refit-steps", "5", "--replicates", "2"],
 }
@@ -45,6 +46,11 @@ def make_tiny(recipe):
         for name in ("isir_gan", "langevin", "dgflow"):
             del module.SAMPLERS[name]
         module.DOT_SIZES["gaussians25"] = (0.01, 0.1)
+    if recipe == "plane_ebgans":
+        module.N_SAMPLES, module.N_SHOWN = 50, 20
+        module.refit.__globals__["N_REFIT"] = 200
+        for game in module.GAMES.values():
+            game.settings["n_steps"] = 3
     if recipe == "plane_ebms":
         module.LAWS, module.N_CELLS = ("moons",), 100
     if recipe in ("plane_gans", "plain_refit"):

@@ -31,6 +31,7 @@ SETTINGS = {
         for use in uses_of(game)
         for size in bench.sizes(use)
     ]""",
+    "plane_ebgans": "[settings_of(name, 9, 9) for name in NAMES]",
     "plane_ebms": "settings_of(9, 9)",
     "plain_refit": "settings_of({'settings': {'replicates': 9}}, 9)",
     "plane_gans": "[settings_of(name, 9, 9) for name in GAMES]",
