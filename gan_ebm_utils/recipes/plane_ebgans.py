@@ -9,8 +9,9 @@ classifiers that were fitted to the finished generators, `discriminator_plain` a
 with and without the pulling-away term, and the autoencoder of the first replicate of each: no page
 shows the others. The first is a perceptron of 64 pixels, the second has transposed convolutions.
 `ebgan_sweep` holds scores of EBGANs of the 25 Gaussians at other margins, and without the
-pulling-away term, as tensors. It takes about twenty minutes on one CPU core; a checkpoint that is there with the
-same settings is kept, and a run that is cut off goes on after the last network that was finished.
+pulling-away term, as tensors. It takes about twenty minutes on one CPU core; a checkpoint that is
+there with the same settings is kept, and a run that is cut off goes on after the last network that
+was finished.
 """
 
 from __future__ import annotations
