@@ -408,7 +408,9 @@ def test_stored_ebgans_score_as_their_cards_say():
     assert float(found["high_quality"].mean()) == pytest.approx(card["high_quality"][0], abs=0.01)
     for name, values in stored.tensors.items():
         field = name.split("/")[1]
-        if field != "draws":
+        if field == "recovered":  # one draw is enough, and may be another's
+            assert (found[field] - values).abs().max() <= 4
+        elif field != "draws":
             assert torch.allclose(found[field], values, rtol=0.1, atol=1.5e-2), field
     # A control: with the generators in another order the energies are others.
     energies = found["energy_fake"].roll(1)
