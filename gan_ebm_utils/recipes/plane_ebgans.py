@@ -66,12 +66,19 @@ NOISE = 1.0  # of the Swiss roll: wide, so that its band has an inside
 GRID = gaussian_grid()
 PLANE = (mlp, GENERATOR), AUTOENCODER
 IMAGES = digits().images
+
+
+def rows(images: Tensor) -> Tensor:
+    """Images (n, 1, 8, 8) as rows of pixels, (n, 64)."""
+    return images.flatten(1)
+
+
 OF_DIGITS = {**TRAINING, "batch_size": 64, "n_steps": 2000}
 GAMES = {
     "gaussians25": Game(GRID.sample, *PLANE, {**TRAINING, "n_steps": 2000}),
     "swiss_roll": Game(swiss_roll(NOISE).sample, *PLANE, {**TRAINING, "n_steps": 1500}),
     "digits": Game(
-        minibatches(IMAGES.flatten(1)),
+        minibatches(rows(IMAGES)),
         (mlp, {**GENERATOR, "in_features": 16, "hidden": [128, 128], "out_features": 64}),
         {"event": [64], "hidden": [128], "code_dim": 32},
         OF_DIGITS,
