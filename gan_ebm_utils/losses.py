@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_ebm_utils.base import check_positive, check_shape, gradients, rand
+from gan_ebm_utils.base import at_least_float32, check_positive, check_shape, gradients, rand
 
 
 def gan_d_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -194,8 +194,8 @@ class Began:
     generator E_q L; after each step k <- k + rate (gamma E_p L - E_q L), kept in [0, 1]: an
     integral controller that is at rest where E_q L / E_p L = gamma (Berthelot et al. 2017,
     arXiv:1703.10717, section 3.4). Give `d_loss`, `g_loss` and `callback` to `train_gan`; both
-    losses take d = -L. After each step `k` and `m_global` = E_p L + |gamma E_p L - E_q L| (equation
-    7 there) are those of the replicates, (R,).
+    losses take d = -L. After each step `real` = E_p L, `fake` = E_q L, `k` and `m_global` = E_p L +
+    |gamma E_p L - E_q L| (equation 7 there) are those of the replicates, (R,).
 
     Raises ValueError for a gamma that is not in (0, 1] or a rate below 0, as a loss does for
     positive d, which no -L is, or another number of replicates than before.
@@ -218,31 +218,32 @@ class Began:
         self.gamma, self.rate = gamma, rate
         self.k: Tensor | None = None
         self.m_global: Tensor | None = None
-        self._real = self._fake = torch.empty(0)
+        self.real = self.fake = torch.empty(0)
 
     def d_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """E_p L - k E_q L, (R,)."""
         _check_negative(real=real, fake=fake)
         if self.k is None:
-            self.k = torch.zeros_like(real[:, 0])
+            # In half precision k would stand still: what a step adds is below its last digit.
+            self.k = torch.zeros_like(at_least_float32(real[:, 0]))
         if len(self.k) != len(real):
             line = "make a Began for each game"
             raise ValueError(f"k is that of {len(self.k)} replicates, got {len(real)}; {line}")
-        self._real = -real.detach().mean(dim=1)
+        self.real = -at_least_float32(real.detach()).mean(dim=1)
         return -real.mean(dim=1) + self.k * fake.mean(dim=1)
 
     def g_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """E_q L, (R,)."""
         _check_negative(real=real, fake=fake)
-        self._fake = -fake.detach().mean(dim=1)
+        self.fake = -at_least_float32(fake.detach()).mean(dim=1)
         return -fake.mean(dim=1)
 
     def callback(self, step: int, history: object) -> None:
         """Move k after a step of both players, whose losses the step has just computed."""
-        if self.k is None or len(self._real) != len(self._fake):
+        if self.k is None or len(self.real) != len(self.fake):
             raise RuntimeError("k moves after a step of both players: call d_loss and g_loss first")
-        surplus = self.gamma * self._real - self._fake
-        self.m_global = self._real + surplus.abs()
+        surplus = self.gamma * self.real - self.fake
+        self.m_global = self.real + surplus.abs()
         self.k = (self.k + self.rate * surplus).clamp(0, 1)
 
 

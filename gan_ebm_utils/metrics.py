@@ -130,6 +130,45 @@ def mode_report(x: Tensor, means: Tensor, std: float, n_std: float = 4.0) -> Mod
     )
 
 
+class PrecisionCoverage(NamedTuple):
+    """How samples lie among data, each field (R,): `precision` and `coverage`, shares."""
+
+    precision: Tensor
+    coverage: Tensor
+
+
+def precision_coverage(x: Tensor, data: Tensor, k: int = 5) -> PrecisionCoverage:
+    """Quality and diversity of samples x (R, n, *event) by balls about data (R, m, *event).
+
+    The ball of a data point reaches to its k-th nearest neighbour among the data. `precision` is
+    the share of samples that lie in some ball (Kynkaanniemi et al. 2019, arXiv:1904.06991),
+    `coverage` the share of balls in which some sample lies (Naeem et al. 2020, arXiv:2002.09797,
+    equation 4). Both depend on n and m, and fresh data score a little less than 1: state the
+    numbers, and what data score.
+
+    Raises ValueError for other shapes, no more than k data, and values that are not finite.
+
+    >>> data = torch.arange(5.0)[None, :, None]
+    >>> precision, coverage = precision_coverage(torch.tensor([[[0.2], [0.3], [9.0]]]), data, k=1)
+    >>> round(float(precision), 2), round(float(coverage), 2)
+    (0.67, 0.4)
+    """
+    base.check_count(k=k)
+    base.check_shape(x=(x, "R n ..."), data=(data, "R m ..."))
+    if data.shape[1] <= k:
+        raise ValueError(f"data must be more than k = {k} points, got {tuple(data.shape)}")
+    precision, coverage = [], []
+    for a, b in zip(
+        *_checked(x=(x.flatten(2), "R n d"), data=(data.flatten(2), "R m d")), strict=True
+    ):
+        # The point itself is the nearest.
+        radii = torch.cat([d.kthvalue(k + 1, dim=1).values for d in base.distances(b, b)])
+        inside = torch.cat([d <= radii for d in base.distances(a, b)])  # (n, m)
+        precision.append(inside.any(dim=1).double().mean())
+        coverage.append(inside.any(dim=0).double().mean())
+    return PrecisionCoverage(torch.stack(precision), torch.stack(coverage))
+
+
 class Calibration(NamedTuple):
     """A calibration curve, each field (R, n_bins): nan where a bin is empty."""
 
@@ -443,6 +482,43 @@ def _root(name: str, covariance: Tensor) -> Tensor:
         least = f"its smallest eigenvalue is {float(values.min()):.3g}"
         raise ValueError(f"{name} is no covariance: it is not symmetric, or {least}")
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+class ClassScores(NamedTuple):
+    """Scores of samples by the classes that a classifier sees in them, each field (R,).
+
+    With p(y|x) of sample x and p(y) their mean over all n samples: `inception` is
+    exp E_x KL(p(y|x) || p(y)), from 1 to the number of classes; `mean_kl` is its logarithm, in
+    nats; `swapped_squared` is E_x KL(p(y) || p(y|x))^2, in squared nats, without an upper bound.
+    """
+
+    inception: Tensor
+    mean_kl: Tensor
+    swapped_squared: Tensor
+
+
+def class_scores(logits: Tensor) -> ClassScores:
+    """Scores of the inception kind, high for samples of one class each and of all classes together.
+
+    `logits` (R, n, classes) are a classifier's. They see classes only: one good image of each class
+    scores best. `inception` is the usual form (Salimans et al. 2016, arXiv:1606.03498, section 4),
+    `swapped_squared` that of EBGAN (Zhao et al. 2016, arXiv:1609.03126, appendix A), which one
+    sample of which the classifier is very sure can dominate: KL(p(y) || p(y|x)) grows with its
+    logits as they are scaled, while KL(p(y|x) || p(y)) is at most -log of the rarest class.
+
+    Raises ValueError for another shape or logits that are not finite.
+
+    >>> sure = 99 * torch.eye(10)[None]  # one sample of each class
+    >>> class_scores(sure).inception, class_scores(torch.zeros(1, 5, 10)).inception
+    (tensor([10.0000], dtype=torch.float64), tensor([1.], dtype=torch.float64))
+    """
+    (logits,) = _checked(logits=(logits, "R n classes"))
+    each = logits.log_softmax(dim=2)
+    whole = each.logsumexp(dim=1, keepdim=True) - math.log(logits.shape[1])
+    kl = (each.exp() * (each - whole)).sum(dim=2)
+    swapped = (whole.exp() * (whole - each)).sum(dim=2)
+    mean = kl.mean(dim=1)
+    return ClassScores(mean.exp(), mean, swapped.square().mean(dim=1))
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:

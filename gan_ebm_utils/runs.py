@@ -200,6 +200,15 @@ class Run:
             self.progress.finished(step, seconds)
         return found["made"], sum(found["seconds"])
 
+    def keep(self, name: str, made: Any, seconds: float, key: str) -> None:
+        """Store a part that was made elsewhere, as by a worker, under `key`."""
+        self.keys[name] = key
+        store({"made": made, "seconds": [seconds]}, self.file_of(name))
+
+    def file_of(self, name: str) -> Path:
+        """Where the part `name` is stored."""
+        return self._file(name, self.keys[name])
+
     def card(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """The card of the finished checkpoint."""
         return {

@@ -21,10 +21,14 @@ from gan_ebm_utils import checkpoints, runs
 # Of each recipe: its options, and constants of its module that are smaller in the tests.
 OPTIONS = {
     "cover": ["--steps", "20"],
+    "digits_classifier": ["--steps", "20"],
+    "ebgan_grid": ["--reduced", "--jobs", "1"],
+    "mnist_autoencoders": ["--steps", "2", "--replicates", "2"],
     "mnist_features": ["--epochs", "4"],
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
     "one_budget": ["gaussians25", "--n", "200"],
     "plain_refit": ["--refit-steps", "5"],
+    "plane_begans": ["--replicates", "2"],
     "plane_ebgans": ["--refit-steps", "5", "--replicates", "2"],
     "plane_ebms": ["--steps", "10", "--replicates", "2"],
     "plane_gans": ["--refit-steps", "5", "--replicates", "2"],
@@ -36,6 +40,14 @@ def make_tiny(recipe):
     module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
     if recipe == "cover":
         module.N_KERNELS, module.N_SCORED, module.LEAST = 50, 200, 0.0
+    if recipe == "ebgan_grid":
+        axes = {"n_layer_g": [2], "size_g": [8, 9], "n_layer_d": [2], "size_d": [8]}
+        module.GRIDS["reduced"]["axes"] = {**axes, "dropout": [False, True]}
+        module.GRIDS["reduced"]["training"] |= {"replicates": 2, "n_steps": 10}
+        module.SCORING |= {"n_samples": 50, "n_distances": 20}
+    if recipe == "mnist_autoencoders":
+        gan = importlib.import_module("gan_ebm_utils.recipes.mnist_gan")
+        gan.N_FID, gan.GENERATOR["width"], module.N_ENERGIES = 100, 4, 10
     if recipe == "mnist_gan":
         module.N_FID, module.N_REFIT = 100, 100
         module.CLASSIFIER["steps"] = module.GENERATOR["width"] = module.DCGAN["width"] = 4
@@ -46,6 +58,11 @@ def make_tiny(recipe):
         for name in ("isir_gan", "langevin", "dgflow"):
             del module.SAMPLERS[name]
         module.DOT_SIZES["gaussians25"] = (0.01, 0.1)
+    if recipe == "plane_begans":
+        module.EVERY, module.SNAPSHOT, module.N_EMD = 2, 2, 20
+        for name, game in module.GAMES.items():
+            game.settings["n_steps"] = 4
+            module.GAMES[name] = game._replace(n_scored=50)
     if recipe == "plane_ebgans":
         module.N_SAMPLES, module.N_SHOWN = 50, 20
         module.refit.__globals__["N_REFIT"] = 200

@@ -258,6 +258,13 @@ def device_of(at):
     assert base.device_of(law.log_prob) == CPU
 
 
+def controlled(at):
+    rule, d = losses.Began(0.5), -normal(at, R, 5).abs()
+    rule.d_loss(d, d), rule.g_loss(d, d)
+    rule.callback(0, None)
+    return rule.k, rule.m_global
+
+
 MADE = {  # what they return lies where their inputs lie
     "base.seeded": lambda at: randn(3, generator=base.seeded(0, at)),
     "base.randn": lambda at: randn(3, generator=rng(at)),
@@ -283,6 +290,9 @@ MADE = {  # what they return lies where their inputs lie
     "energies.NegativeEnergy": lambda at: energies.NegativeEnergy(energy_at(at))(
         normal(at, R, 5, 2)
     ),
+    "energies.ReconstructionError": lambda at: energies.ReconstructionError(
+        networks.Autoencoder((2,), (4,), 3, R, generator=rng(at))
+    )(normal(at, R, 5, 2)),
     "energies.dot_energy": lambda at: energies.dot_energy(
         gan_at(at), normal(at, R, 5, 3), normal(at, R, 1).exp()
     )(2 * normal(at, R, 5, 3)),
@@ -290,6 +300,14 @@ MADE = {  # what they return lies where their inputs lie
     "losses.gradient_penalty": lambda at: losses.gradient_penalty(
         energy_at(at), normal(at, R, 5, 2), normal(at, R, 5, 2), rng(at)
     ),
+    "losses.pulling_away": lambda at: losses.pulling_away(normal(at, R, 5, 3)),
+    "losses.ebgan_d_loss": lambda at: losses.ebgan_d_loss(
+        -normal(at, R, 5).abs(), -normal(at, R, 5).abs(), 1.0
+    ),
+    "losses.ebgan_g_loss": lambda at: losses.ebgan_g_loss(
+        -normal(at, R, 5).abs(), -normal(at, R, 5).abs()
+    ),
+    "losses.Began": controlled,
     "losses.r1_penalty": lambda at: losses.r1_penalty(energy_at(at), normal(at, R, 5, 2)),
     "networks.StackedLinear": network(
         lambda g: networks.StackedLinear(2, 3, R, generator=g), R, 5, 2
@@ -305,6 +323,9 @@ MADE = {  # what they return lies where their inputs lie
     ),
     "networks.mlp": network(
         lambda g: networks.mlp(2, (8,), None, R, generator=g, fourier=(4, 1.0)), R, 5, 2
+    ),
+    "networks.Autoencoder": network(
+        lambda g: networks.Autoencoder((2,), (4,), 3, R, generator=g), R, 5, 2
     ),
     "networks.Confined": network(
         lambda g: networks.Confined(networks.mlp(2, (8,), None, R, generator=g), 2.0), R, 5, 2
@@ -410,6 +431,9 @@ SCORED = {  # what they return is a score, or was stored, on the CPU
     "metrics.mode_report": lambda at: metrics.mode_report(
         normal(at, R, 50, 2), datasets.gaussian_grid().means, 0.1
     ),
+    "metrics.precision_coverage": lambda at: metrics.precision_coverage(
+        normal(at, R, 9, 2), normal(at, R, 8, 2)
+    ),
     "metrics.calibration": lambda at: metrics.calibration(normal(at, R, 50), normal(at, R, 50)),
     "metrics.energy_distance": lambda at: metrics.energy_distance(
         normal(at, R, 5, 2), normal(at, R, 6, 2)
@@ -421,6 +445,7 @@ SCORED = {  # what they return is a score, or was stored, on the CPU
     "metrics.kl_to_truth": quadratures(metrics.kl_to_truth, datasets.gaussian([0.0, 0.0], 0.5)),
     "metrics.rhat": lambda at: metrics.rhat(normal(at, 500, R, 2)),
     "metrics.ess": lambda at: metrics.ess(normal(at, 500, R, 2)),
+    "metrics.class_scores": lambda at: metrics.class_scores(normal(at, R, 5, 10)),
     "metrics.moments": features,
     "metrics.frechet_distance": lambda at: metrics.frechet_distance(*features(at), *features(at)),
     "plotting.scatter": panel(lambda ax, at: plotting.scatter(ax, normal(at, 5, 2), BOX, "C0", "")),

@@ -71,8 +71,14 @@ def of_losses():
         parts += [f.bound(real, fake), f.f(real.exp()), f.log_ratio(real)]
     x, y = draw(2, 5, 3), draw(2, 5, 3, seed=1)
     square = lambda x: x.square().sum(dim=-1)  # noqa: E731
+    rule = losses.Began(0.5)
+    parts += [rule.d_loss(-real.abs(), -fake.abs()), rule.g_loss(-real.abs(), -fake.abs())]
+    rule.callback(0, None)
     return [
         *parts,
+        rule.k,
+        losses.ebgan_d_loss(-real.abs(), -fake.abs(), 1.0),
+        losses.pulling_away(x),
         losses.gradient_penalty(square, x, y, rng()).detach(),
         losses.r1_penalty(square, x).detach(),
     ]
@@ -92,8 +98,10 @@ def of_metrics():
         metrics.emd_floor(law.sample, 20, rng(), replicates=3),
         metrics.energy_distance(x, y),
         metrics.mode_report(x, law.means, 0.3),
+        metrics.precision_coverage(x, y),
         metrics.calibration(x[..., 0], y[..., 0], n_bins=3),
         metrics.chi_square(draw(2, 500, 2), law, BOX, n_cells=4),
+        metrics.class_scores(x),
         metrics.log_partition(energy, BOX, replicates=2, n=50),
         metrics.log_partition(network, BOX, n=50),
         metrics.kl_to_truth(energy, law, BOX, n=100),

@@ -9,12 +9,16 @@ from torch import nn
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.energies import (
     NegativeEnergy,
+    ReconstructionError,
     dot_energy,
     flow_energy,
     latent_energy,
     pullback,
 )
+from gan_ebm_utils.networks import Autoencoder, Confined
+from gan_ebm_utils.refine import ddls, dgflow, dot, drs, isir_gan, mh_gan
 from gan_ebm_utils.samplers import langevin, mala, run_chain
+from gan_ebm_utils.training import refit_discriminator
 
 
 class Affine(nn.Module):
@@ -77,6 +81,49 @@ def test_an_energy_stands_in_the_place_of_a_discriminator():
     z = randn(2, 5, 1, generator=rng())
     assert torch.equal(gan.logit(z), -GAN.logit(z))
     assert [*gan.discriminator.parameters()] == [*Ratio().parameters()]
+
+
+def test_the_error_of_a_reconstruction_is_a_mean_over_coordinates():
+    class Half(nn.Module):
+        def forward(self, x):
+            return x / 2
+
+    x = randn(2, 5, 1, 3, 4, generator=rng())
+    errors = (x / 2).flatten(2)
+    torch.testing.assert_close(ReconstructionError(Half())(x), errors.square().mean(dim=2))
+    torch.testing.assert_close(ReconstructionError(Half(), 1)(x), errors.abs().mean(dim=2))
+    for power in (0, 3, 0.5, "2"):
+        with pytest.raises(ValueError, match=f"power must be 1 or 2, got {power!r}"):
+            ReconstructionError(Half(), power)
+    with pytest.raises(TypeError, match="the autoencoder must be an nn.Module, got function"):
+        ReconstructionError(lambda x: x)
+    with pytest.raises(ValueError, match=r"maps samples to samples; this one returned \(2, 5\)"):
+        ReconstructionError(Ratio())(randn(2, 5, 1, generator=rng()))
+
+
+def test_an_energy_is_no_logit():
+    """Low for data: every sampler refuses it by name, and the adapter refuses what is no energy."""
+    autoencoder = Autoencoder((1,), (4,), 2, replicates=2, generator=rng())
+    energy = ReconstructionError(autoencoder)
+    confined = Confined(nn.Flatten(), 1.0)
+    for given, kind in ((energy, "ReconstructionError"), (confined, "Confined")):
+        gan = Gan(Affine(), given, 1)
+        for sampler in (drs, mh_gan, isir_gan, ddls, dgflow, dot):
+            with pytest.raises(
+                ValueError, match=rf"is an energy \({kind}\), low for data; give Neg"
+            ):
+                sampler(gan, 5, rng(), replicates=2)
+        with pytest.raises(ValueError, match="low for data"):
+            refit_discriminator(gan, given, lambda size, g: randn(*size, 1, generator=g), 1, rng(),
+                                replicates=2)  # fmt: skip
+    gan = Gan(Affine(), NegativeEnergy(energy), 1)
+    assert mh_gan(gan, 5, rng(), replicates=2, n_steps=2).samples.shape == (2, 5, 1)
+    with pytest.raises(ValueError, match=r"give NegativeEnergy\(ReconstructionError\(autoencoder"):
+        NegativeEnergy(autoencoder)
+    with pytest.raises(ValueError, match="negated already"):
+        NegativeEnergy(NegativeEnergy(energy))
+    with pytest.raises(TypeError, match="the energy must be an nn.Module, got function"):
+        NegativeEnergy(lambda x: x)
 
 
 def test_transport_starts_where_it_is():

@@ -295,3 +295,151 @@ def test_a_slope_below_1_is_penalised_too():
     x = torch.zeros(1, 3, 2)
     flat = lambda x: x.sum(dim=-1) * 0.5 / 2**0.5  # noqa: E731, |grad| = 1/2
     torch.testing.assert_close(losses.gradient_penalty(flat, x, x, rng()), torch.tensor([0.25]))
+
+
+# --- energies: EBGAN and BEGAN ---
+
+
+def minus(energies):
+    """d = -E of the four points as a real and a fake batch."""
+    return batches(-torch.as_tensor(energies, dtype=torch.float64))
+
+
+def test_the_best_energy_is_worth_the_margin_times_the_overlap():
+    margin, overlap = 3.0, torch.minimum(P, Q).sum()  # 1 - TV
+    best = torch.where(P < Q, margin, 0.0)
+    value = losses.ebgan_d_loss(*minus(best), margin)[0]
+    torch.testing.assert_close(value, margin * overlap)
+    for seed in range(20):
+        other = torch.rand(4, generator=rng(seed), dtype=torch.float64) * 2 * margin
+        assert losses.ebgan_d_loss(*minus(other), margin)[0] > value
+    # At the equilibrium every constant energy up to the margin is as good: V = m.
+    for constant in (0.0, 1.0, 3.0):
+        d = minus(torch.full((4,), constant))[0]
+        torch.testing.assert_close(
+            losses.ebgan_d_loss(d, d, margin)[0], torch.tensor(margin).double()
+        )
+
+
+def test_the_hinge_is_that_of_each_sample():
+    real, fake = torch.zeros(2, 2), torch.tensor([[-1.0, -5.0], [0.0, -3.0]])
+    torch.testing.assert_close(losses.ebgan_d_loss(real, fake, 3.0), torch.tensor([1.0, 1.5]))
+    of_the_mean = F.relu(3.0 + fake.mean(dim=1))  # the control: an error in circulation
+    assert not torch.allclose(of_the_mean, torch.tensor([1.0, 1.5]))
+    torch.testing.assert_close(losses.ebgan_g_loss(real, fake), torch.tensor([3.0, 1.5]))
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0, math.nan, math.inf])
+def test_a_margin_is_positive(margin):
+    with pytest.raises(ValueError, match=f"margin must be positive, got {margin}"):
+        losses.ebgan_d_loss(torch.zeros(1, 2), torch.zeros(1, 2), margin)
+
+
+def test_an_energy_in_the_place_of_its_negative_is_named():
+    energy, rule = torch.tensor([[0.5, 2.0]]), losses.Began(0.5)
+    for loss in (
+        lambda real, fake: losses.ebgan_d_loss(real, fake, 1.0),
+        losses.ebgan_g_loss,
+        rule.d_loss,
+        rule.g_loss,
+    ):
+        for pair in ((energy, -energy), (-energy, energy)):
+            with pytest.raises(
+                ValueError, match=r"must be -E with E >= 0, got up to 2; .*Negative"
+            ):
+                loss(*pair)
+
+
+@pytest.mark.parametrize(("n", "s"), [(64, 32), (10, 3), (7, 2)])
+def test_the_floor_of_the_pulling_away_term_is_reached_by_tight_frames(n, s):
+    codes = torch.randn(1, n, s, generator=rng(), dtype=torch.float64)
+    for _ in range(5000):  # alternate between tight frames and equal norms
+        u, _, v = torch.linalg.svd(codes, full_matrices=False)
+        codes = F.normalize(u @ v, dim=2)
+    floor = torch.tensor([(n - s) / (s * (n - 1))], dtype=torch.float64)
+    torch.testing.assert_close(losses.pulling_away(codes), floor, rtol=1e-3, atol=0)
+    for seed in range(10):
+        other = torch.randn(1, n, s, generator=rng(seed), dtype=torch.float64)
+        assert losses.pulling_away(other) > floor
+
+
+def test_the_pulling_away_term_is_squared_and_without_the_diagonal():
+    opposite = torch.tensor([[[1.0, 0.0], [-2.0, 0.0], [3.0, 0.0], [-1.0, 0.0]]])
+    torch.testing.assert_close(losses.pulling_away(opposite), torch.ones(1))
+    unit = F.normalize(opposite[0], dim=1)
+    cosines = unit @ unit.T
+    unsquared = (cosines.sum() - 4) / 12  # the controls: errors in circulation
+    assert unsquared < 0
+    with_diagonal = cosines.square().sum() / 12
+    assert with_diagonal > 1.3
+    # A random batch: about 1/s whatever the lengths.
+    codes = torch.randn(2, 500, 16, generator=rng()) * torch.rand(2, 500, 1, generator=rng(1))
+    torch.testing.assert_close(
+        losses.pulling_away(codes), torch.full((2,), 1 / 16), rtol=0.05, atol=0
+    )
+    # By hand, with a code of length 0, whose cosines are 0.
+    codes = torch.tensor([[[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]]])
+    torch.testing.assert_close(losses.pulling_away(codes), torch.tensor([2 * 0.5 / 6]))
+    with pytest.raises(ValueError, match="at least 2 codes"):
+        losses.pulling_away(torch.ones(1, 1, 3))
+
+
+def test_the_balance_of_began_is_at_rest_at_gamma():
+    """A plant whose ratio falls with k: k settles where E_q L / E_p L = gamma."""
+    rule, gamma = losses.Began(0.5, rate=0.2), 0.5
+    for _ in range(300):
+        k = torch.zeros(2) if rule.k is None else rule.k
+        real = -torch.tensor([[1.0], [2.0]]).expand(2, 4)
+        fake = real * (0.1 + k[:, None])  # ratio 0.1 + k
+        rule.d_loss(real, fake), rule.g_loss(real, fake)
+        rule.callback(0, None)
+    torch.testing.assert_close(rule.k, torch.full((2,), 0.4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(rule.m_global, torch.tensor([1.0, 2.0]), atol=1e-3, rtol=0)
+    assert abs(1 / gamma - 0.5) > 1  # the inverted ratio, a misprint, would be 2
+
+
+def test_the_losses_of_began_by_hand():
+    rule = losses.Began(0.5, rate=1.0)
+    real, fake = -torch.tensor([[1.0, 3.0]]), -torch.tensor([[0.0, 1.0]])
+    assert rule.d_loss(real, fake) == 2.0  # k = 0
+    assert rule.g_loss(real, fake) == 0.5
+    rule.callback(0, None)
+    assert rule.k == 0.5 and rule.m_global == 2.0 + 0.5  # 0.5 * 2 - 0.5
+    assert rule.d_loss(real, fake) == 2.0 - 0.5 * 0.5
+    far = -torch.full((1, 2), 9.0)
+    rule.g_loss(real, far)
+    rule.callback(1, None)
+    assert rule.k == 0.0, "k is kept in [0, 1]"
+    assert rule.m_global == 2.0 + 8.0, "the surplus is negative: without its absolute value M < L"
+    # One backward pass of the sum of both losses would have the discriminator lower this, too:
+    d = fake.clone().requires_grad_()
+    (right,) = torch.autograd.grad(rule.d_loss(real, d).sum(), d)
+    (summed,) = torch.autograd.grad((rule.d_loss(real, d) + rule.g_loss(real, d)).sum(), d)
+    assert (right >= 0).all() and (summed < 0).all()
+
+
+def test_bad_settings_of_began_are_named():
+    for gamma, says in ((0.0, "gamma must be positive, got 0"), (2.0, "in (0, 1], got 2")):
+        with pytest.raises(ValueError) as error:
+            losses.Began(gamma)
+        assert says in str(error.value)
+    with pytest.raises(ValueError, match="rate must be at least 0 and finite, got -1"):
+        losses.Began(0.5, rate=-1)
+    rule = losses.Began(0.5)
+    with pytest.raises(RuntimeError, match="call d_loss and g_loss first"):
+        rule.callback(0, None)
+    rule.d_loss(-torch.ones(2, 3), -torch.ones(2, 3))
+    with pytest.raises(ValueError, match="k is that of 2 replicates, got 3; make a Began for each"):
+        rule.d_loss(-torch.ones(3, 3), -torch.ones(3, 3))
+
+
+def test_the_weight_of_began_moves_by_less_than_the_digits_of_half_precision():
+    rule, energy = losses.Began(0.5, rate=1e-3), torch.ones(1, 4, dtype=torch.bfloat16)
+    for _ in range(1000):
+        rule.d_loss(-energy, -energy / 4), rule.g_loss(-energy, -energy / 4)
+        rule.callback(0, None)
+    torch.testing.assert_close(rule.k, torch.tensor([0.25]), atol=1e-3, rtol=0)
+    stuck = torch.zeros(1, dtype=torch.bfloat16)
+    for _ in range(1000):
+        stuck += 0.25e-3
+    assert stuck < 0.2  # the control

@@ -80,6 +80,49 @@ def test_emd_names_bad_samples(x, y, says):
         metrics.emd(x, y)
 
 
+# --- precision and coverage ---
+
+
+def test_precision_and_coverage_by_hand():
+    x = randn(2, 30, 3, generator=rng())
+    data = randn(2, 40, 3, generator=rng(1))
+    found = metrics.precision_coverage(x, data, k=3)
+    for one, points, precision, coverage in zip(x, data, *found, strict=True):
+        radii = [sorted(float((a - b).norm()) for b in points)[3] for a in points]
+        inside = [
+            [float((a - b).norm()) <= r for b, r in zip(points, radii, strict=True)] for a in one
+        ]
+        assert math.isclose(precision, sum(map(any, inside)) / 30)
+        assert math.isclose(coverage, sum(map(any, zip(*inside, strict=True))) / 40)
+    images = metrics.precision_coverage(x.reshape(2, 30, 1, 1, 3), data.reshape(2, 40, 1, 1, 3), 3)
+    assert all(torch.equal(a, b) for a, b in zip(images, found, strict=True))
+
+
+def test_quality_and_diversity_are_told_apart():
+    data, fresh = (gaussian([0.0, 0.0]).sample((10, 500), rng(seed)) for seed in (0, 1))
+    precision, coverage = metrics.precision_coverage(fresh, data)
+    # A fresh point misses the ball of each of its data with 1 in 2^5, if these are as many.
+    assert precision.min() > 0.9 and abs(coverage.mean() - (1 - 2**-5)) < 0.02
+    one_point = metrics.precision_coverage(0.01 * fresh, data)
+    assert one_point.precision.min() == 1 and one_point.coverage.max() < 0.05
+    elsewhere = metrics.precision_coverage(fresh + 20, data)
+    assert elsewhere.precision.max() == 0 and elsewhere.coverage.max() == 0
+    wide = metrics.precision_coverage(3 * fresh, data)
+    assert wide.precision.max() < 0.7
+    assert torch.equal(metrics.precision_coverage(data, data).coverage, torch.ones(10).double())
+
+
+def test_precision_and_coverage_name_bad_samples():
+    with pytest.raises(ValueError, match=r"more than k = 5 points, got \(1, 5, 2\)"):
+        metrics.precision_coverage(torch.zeros(1, 9, 2), torch.zeros(1, 5, 2))
+    with pytest.raises(ValueError, match=r"data \(R, m, ...\); got"):
+        metrics.precision_coverage(torch.zeros(1, 9, 2), torch.zeros(2, 9, 2))
+    with pytest.raises(ValueError, match="1 of 18 values of x are not finite"):
+        bad = torch.zeros(1, 9, 2).index_fill(1, torch.tensor([0]), 0.0)
+        bad[0, 0, 0] = math.nan
+        metrics.precision_coverage(bad, torch.zeros(1, 9, 2))
+
+
 # --- exactness ---
 
 
@@ -876,3 +919,67 @@ def test_a_covariance_is_judged_by_the_digits_of_its_type():
         metrics.frechet_distance(mean, bad, mean, good)
     rounded = torch.tensor([[1.0, 1.0], [1.0, 0.9995]]).half()  # singular, up to rounding
     assert metrics.frechet_distance(mean, rounded, mean, good) > 0
+
+
+# --- class scores ---
+
+
+def logits_of(p):
+    return torch.tensor(p, dtype=torch.float64).log()
+
+
+def test_class_scores_of_known_laws():
+    n = 10
+    sure = 1000 * torch.eye(n).double()
+    cases = {
+        "all classes, each sure": (sure[None], n, math.log(n)),
+        "one class": (sure[:1].expand(1, 7, n), 1, 0.0),
+        "no idea": (torch.zeros(1, 7, n), 1, 0.0),
+        "two of ten classes": (sure[None, [0, 1, 1, 0]], 2, math.log(2)),
+    }
+    for name, (logits, inception, kl) in cases.items():
+        found = metrics.class_scores(logits)
+        assert float(found.inception) == pytest.approx(inception), name
+        assert float(found.mean_kl) == pytest.approx(kl, abs=1e-12), name
+    # Two samples with p(y|x) = (3/4, 1/4) and (1/4, 3/4), so that p(y) is (1/2, 1/2).
+    found = metrics.class_scores(logits_of([[[0.75, 0.25], [0.25, 0.75]]]))
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    swapped = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert float(found.mean_kl) == pytest.approx(kl)
+    assert float(found.inception) == pytest.approx(math.exp(kl))
+    assert float(found.swapped_squared) == pytest.approx(swapped**2)
+    assert kl**2 != pytest.approx(swapped**2)  # the control: the order of the arguments matters
+
+
+def test_class_scores_are_those_of_each_replicate_and_of_logits_up_to_a_constant():
+    logits = randn(3, 50, 10, generator=rng())
+    found = metrics.class_scores(logits)
+    for r in range(3):
+        for one, whole in zip(metrics.class_scores(logits[r : r + 1]), found, strict=True):
+            assert float(one) == pytest.approx(float(whole[r]))
+    moved = metrics.class_scores(logits.double() + randn(3, 50, 1, generator=rng(1)).double())
+    for a, b in zip(moved, found, strict=True):
+        assert a.shape == (3,) and a.dtype == torch.float64
+        assert torch.allclose(a, b)
+    with pytest.raises(ValueError, match=r"logits must be \(R, n, classes\)"):
+        metrics.class_scores(logits[0])
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.class_scores(torch.full((1, 2, 3), math.inf))
+
+
+def test_one_sample_of_which_a_classifier_is_too_sure_dominates_the_swapped_score():
+    """One of a thousand samples changes the usual scores by a thousandth, this one at will."""
+    n, classes = 1000, 10
+    labels = torch.arange(n) % classes
+    logits = 5 * torch.nn.functional.one_hot(labels, classes).double()[None]
+    usual = metrics.class_scores(logits)
+    for scale in (1e3, 1e4):
+        spoiled = logits.clone()
+        spoiled[0, 0] *= scale
+        found = metrics.class_scores(spoiled)
+        assert float(found.inception / usual.inception) == pytest.approx(1, abs=2e-3)
+        assert float(found.mean_kl / usual.mean_kl) == pytest.approx(1, abs=2e-3)
+        # KL(p(y) || p(y|x)) of that sample is its logit times the share of the other classes.
+        alone = (0.9 * 5 * scale) ** 2 / n
+        assert float(found.swapped_squared) == pytest.approx(alone, rel=0.02)
+        assert found.swapped_squared > 100 * usual.swapped_squared

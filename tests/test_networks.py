@@ -1,6 +1,7 @@
 """Stacked replicates are separate networks; spectral normalisation bounds each of them."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from gan_ebm_utils import losses
 from gan_ebm_utils.base import randn, seeded
 from gan_ebm_utils.networks import (
+    Autoencoder,
     Confined,
     ConvDiscriminator,
     ConvGenerator,
@@ -454,6 +456,7 @@ BUILDERS = {
     "mlp, fourier": lambda g: mlp(2, (8,), generator=g, fourier=(4, 1.0)),
     "energy_mlp": lambda g: energy_mlp(2, (8,), generator=g),
     "ConvGenerator": lambda g: ConvGenerator(8, latent_dim=2, width=2, generator=g),
+    "Autoencoder": lambda g: Autoencoder((2,), (4,), 3, generator=g),
     "ConvDiscriminator": lambda g: ConvDiscriminator(8, width=2, generator=g),
     "MnistClassifier": lambda g: MnistClassifier(8, 2, generator=g),
     "FeatureDiscriminator": lambda g: FeatureDiscriminator((8,), 8, 2, generator=g),
@@ -483,3 +486,32 @@ def test_networks_of_images_are_float32_whatever_the_default(dtype):
         assert FeatureDiscriminator((8,), generator=g)(pictures).dtype == torch.float32
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+# --- autoencoders ---
+
+
+@pytest.mark.parametrize(("event", "fourier"), [((2,), (4, 1.0)), ([1, 8, 8], None)])
+def test_an_autoencoder_is_an_encoder_and_a_decoder(event, fourier):
+    options = {"event": event, "hidden": [7, 5], "code_dim": 3, "replicates": 2}
+    network = Autoencoder(**options, fourier=fourier, generator=rng())
+    x = randn(2, 9, *event, generator=rng(1))
+    codes = network.encode(x)
+    assert codes.shape == (2, 9, 3)
+    assert torch.equal(network(x), network.decoder(codes).reshape(x.shape))
+    sizes = [layer.weight.shape[1:] for layer in network.decoder if hasattr(layer, "weight")]
+    assert sizes == [(3, 5), (5, 7), (7, math.prod(event))]
+    # A replicate sees its own samples alone.
+    other = torch.stack([x[0], x[1] + 1])
+    assert torch.equal(network(other)[0], network(x)[0])
+    assert not torch.allclose(network(other)[1], network(x)[1])
+
+
+def test_samples_of_another_shape_are_named():
+    network = Autoencoder((1, 8, 8), (5,), 3, replicates=2, generator=rng())
+    with pytest.raises(ValueError, match=r"x must be \(2, n, 1, 8, 8\); got \(2, 4, 1, 9, 9\)"):
+        network(torch.zeros(2, 4, 1, 9, 9))
+    with pytest.raises(ValueError, match=r"event\[1\] must be a whole number of at least 1, got 0"):
+        Autoencoder((1, 0), (5,), 3, generator=rng())
+    with pytest.raises(ValueError, match="code_dim|out_features"):
+        Autoencoder((2,), (5,), 0, generator=rng())

@@ -17,13 +17,16 @@ import torch
 from gan_ebm_utils import checkpoints, datasets, networks, runs
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import gaussian_grid
+from gan_ebm_utils.energies import ReconstructionError
 from gan_ebm_utils.metrics import frechet_distance, kl_to_truth, mode_report, moments
 from gan_ebm_utils.networks import ConvDiscriminator, ConvGenerator
 from gan_ebm_utils.recipes import (
+    mnist_autoencoders,
     mnist_features,
     mnist_gan,
     one_budget,
     plain_refit,
+    plane_begans,
     plane_ebgans,
     plane_ebms,
     plane_gans,
@@ -99,8 +102,13 @@ def test_the_package_is_small_and_which_networks_are_in_half_precision():
         found = {v.dtype for k, v in stored.items() if k.startswith("networks/")}
         types[file.stem] = found - {torch.int64}  # counts of batch normalisation
     whole, half = {torch.float32}, {torch.float16}
-    assert types.pop("mnist_features") == whole, "it is the judge, and results name its digest"
-    budgets = {f"one_budget_{name}" for name in one_budget.GAMES}
+    for judge in ("mnist_features", "digits_classifier"):
+        assert types.pop(judge) == whole, "results name the digest of a judge"
+    budgets = {
+        "ebgan_grid",
+        "ebgan_sweep",
+        *(f"one_budget_{name}" for name in one_budget.GAMES),
+    } & types.keys()
     assert {name for name, found in types.items() if found == half} == types.keys() - budgets
     assert all(types[name] == set() for name in budgets)
 
@@ -382,6 +390,54 @@ def test_stored_gans_of_the_plane_score_as_their_cards_say(name):
     for who, x in found.items():
         expected = stored.card["metrics"][who][key][0]
         assert plane_gans.score(x, law, rng)[key][0] == pytest.approx(expected, abs=tolerance)
+
+
+# --- plane_begans ---
+
+
+@pytest.mark.parametrize("name", plane_begans.GAMES)
+def test_the_stored_begans_are_those_of_the_recipe(name):
+    stored, game = checkpoints.load(name), plane_begans.GAMES[name]
+    settings = plane_begans.settings_of(game, game.replicates)
+    assert stored.card["settings"] == json.loads(json.dumps(settings))
+    assert {*stored.networks} == {
+        f"{part}_{kind}" for part in ("generator", "autoencoder") for kind in game.stored
+    }
+    records = game.settings["n_steps"] // plane_begans.EVERY
+    for kind, (gamma, rate) in game.kinds.items():
+        course = {key: stored.tensors[f"{kind}/{key}"] for key in plane_begans.COURSE}
+        assert all(values.shape == (records, game.replicates) for values in course.values())
+        surplus = gamma * course["real"] - course["fake"]
+        # M holds the mean of the absolute surplus, which is at least that of the mean.
+        assert (course["m_global"] >= course["real"] + surplus.abs() - 1e-6).all()
+        assert (course["k"] >= 0).all() and (course["k"] <= 1).all()
+        assert bool((course["k"] == 0).all()) == (rate == 0)
+
+
+@pytest.mark.parametrize("name", plane_begans.GAMES)
+def test_the_stored_begans_score_as_their_tensors_say(name):
+    stored, game, rng = checkpoints.load(name), plane_begans.GAMES[name], seeded(7, "cpu")
+    _, y = plane_begans.fresh(game, game.replicates, rng)
+    for kind in game.stored:
+        generator = stored.networks[f"generator_{kind}"]
+        latent_dim = game.generator.get("latent_dim", game.generator.get("in_features"))
+        z = randn(game.replicates, game.n_scored, latent_dim, generator=rng)
+        found = plane_begans.score(generator(z), y)
+        # Draws that fill one spot are all in the balls of some data or all between them.
+        for key, tolerance in (("precision", 0.15), ("coverage", 0.03)):
+            expected = float(stored.tensors[f"{kind}/{key}"].mean())
+            assert found[key].mean() == pytest.approx(expected, abs=tolerance)
+
+
+def test_fresh_digits_are_of_two_sets():
+    game = plane_begans.GAMES["digits_began"]
+    x, y = plane_begans.fresh(game, 2, seeded(0, "cpu"))
+    assert x.shape == y.shape == (2, game.n_scored, 1, 8, 8)
+    assert not torch.equal(x[0], x[1])
+    same = (x[0].flatten(1)[:, None] == y[0].flatten(1)).all(dim=2)
+    images = datasets.digits().images.flatten(1)
+    twice = len(images) - len(images.unique(dim=0))  # digits that the set holds twice
+    assert same.sum() <= 2 * twice
 
 
 # --- plane_ebgans ---
@@ -871,3 +927,46 @@ def test_chains_that_stand_still_are_counted_apart(monkeypatch):
     # For 1,000 passes of a chain, those of the chain that stands still included.
     worth = float(one_budget.metrics.ess(moving).min())
     assert found["ess"].tolist() == [worth / one_budget.N_CHAINS, 0.0]
+
+
+# --- mnist_autoencoders ---
+
+
+@pytest.mark.parametrize("name", mnist_autoencoders.GAMES)
+def test_the_stored_mnist_autoencoders_score_as_their_card_says(name):
+    stored, judge = checkpoints.load(name), checkpoints.load("mnist_features")
+    generator, autoencoder = stored.networks["generator"], stored.networks["autoencoder"]
+    classifier, rng, replicates = (
+        judge.networks["classifier"],
+        seeded(7, "cpu"),
+        generator.replicates,
+    )
+    truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
+    latent_dim = mnist_autoencoders.GENERATOR["latent_dim"]
+    with torch.no_grad():
+        drawn = [generator(randn(replicates, 250, latent_dim, generator=rng)) for _ in range(8)]
+        features = [torch.stack([classifier.features(part) for part in x]) for x in drawn]
+    fid = [frechet_distance(*moments(part), *truth) for part in torch.cat(features, dim=1)]
+    card = stored.card["metrics"]
+    for found, told in zip(fid, card["fid_of_each"], strict=True):
+        assert found == pytest.approx(told, rel=0.1)
+    told, power = card["energies_of_the_first"], stored.card["settings"]["power"]
+    energy = ReconstructionError(autoencoder, power)(torch.cat(drawn, dim=1)[:1])
+    assert float(energy.mean()) == pytest.approx(told["generated"], rel=0.1)
+    assert told["generated"] > told["real"]
+
+
+def test_a_network_of_mnist_depends_on_its_seed_alone(small_mnist, tmp_path, monkeypatch):
+    """Three replicates, then five: the first three are not trained again."""
+    monkeypatch.setattr(mnist_gan, "N_FID", 100)
+    monkeypatch.setitem(mnist_gan.GENERATOR, "width", 4)
+    trained, real = [], mnist_autoencoders.train
+    monkeypatch.setattr(mnist_autoencoders, "train", lambda *a: trained.append(a[1]) or real(*a))
+    monkeypatch.setattr(runs.Run, "remove_parts", lambda run: None)
+    folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
+    for replicates in ("2", "3"):
+        arguments = ["--only", "mnist_began", "--steps", "1", "--replicates", replicates]
+        mnist_autoencoders.main([*arguments, *folders])
+    assert trained == [0, 100, 200]
+    card = checkpoints.load("mnist_began", folder=tmp_path / "out").card
+    assert len(card["metrics"]["fid_of_each"]) == card["settings"]["replicates"] == 3

@@ -20,6 +20,9 @@ RECIPES = Path(runs.__file__).parent / "recipes"
 # Of each recipe: what its parts depend on, as code that runs in its module.
 SETTINGS = {
     "cover": "settings_of(9)",
+    "digits_classifier": "settings_of(9)",
+    "ebgan_grid": "[settings_of(name) for name in GRIDS]",
+    "mnist_autoencoders": "[settings_of(name, 9, 9) for name in GAMES]",
     "mnist_features": "settings_of(9)",
     "mnist_gan": "settings_of(9, 9, 9)",
     "one_budget": """[
@@ -31,13 +34,14 @@ SETTINGS = {
         for use in uses_of(game)
         for size in bench.sizes(use)
     ]""",
+    "plane_begans": "[settings_of(game, game.replicates) for game in GAMES.values()]",
     "plane_ebgans": "[settings_of(name, 9, 9) for name in NAMES]",
     "plane_ebms": "settings_of(9, 9)",
     "plain_refit": "settings_of({'settings': {'replicates': 9}}, 9)",
     "plane_gans": "[settings_of(name, 9, 9) for name in GAMES]",
 }
 # What is stored or drawn to look at, when all is finished.
-FREE = {("mnist_features", "N_CHECK")}
+FREE = {("mnist_features", "N_CHECK"), ("ebgan_grid", "SECONDS")}
 FREE |= {("cover", name) for name in ("BOX", "N_SCORED, N_SHOWN", "TOP")}
 
 

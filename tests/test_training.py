@@ -11,7 +11,8 @@ from torch import nn
 from gan_ebm_utils import losses, metrics
 from gan_ebm_utils.base import Gan, Info, Kernel, State, randn, seeded
 from gan_ebm_utils.datasets import exact_gan, gaussian
-from gan_ebm_utils.networks import mlp
+from gan_ebm_utils.energies import NegativeEnergy, ReconstructionError
+from gan_ebm_utils.networks import Autoencoder, mlp
 from gan_ebm_utils.samplers import ReplayBuffer, langevin, run_chain
 from gan_ebm_utils.training import (
     contrastive,
@@ -151,6 +152,37 @@ def test_a_callback_changes_the_weight_of_a_loss():
     )  # fmt: skip
     assert torch.equal(other.d_loss[0], history.d_loss[0])
     assert not torch.isclose(other.d_loss[1:], history.d_loss[1:]).any()
+
+
+def test_began_is_played_with_its_own_control():
+    rule, seen = losses.Began(0.5, rate=0.3), []
+
+    def control(step, history):
+        rule.callback(step, history)
+        seen.append((rule.k, rule.m_global))
+
+    def play(replicates):
+        autoencoder = Autoencoder((2,), (8,), 1, replicates, generator=rng())
+        judge = NegativeEnergy(ReconstructionError(autoencoder, 1))
+        gan = small_gan(replicates=replicates)._replace(discriminator=judge)
+        return train_gan(
+            gan, Q.sample, rule.d_loss, rule.g_loss, 30, rng(),
+            replicates=replicates, batch_size=64, callback=control,
+        )  # fmt: skip
+
+    history = play(2)
+    k = torch.stack([k for k, _ in seen])
+    assert (k[-1] > 0).all() and (k <= 1).all()
+    # L(x) follows from the loss and k of the step before; so do k and M.
+    before = torch.cat([torch.zeros(1, 2), k[:-1]])
+    surplus = (k - before) / 0.3  # gamma L(x) - L(G(z)), while k is off its ends
+    inside = (k > 0) & (k < 1) & (before > 0)
+    real = (surplus + history.g_loss) / 0.5
+    measured = torch.stack([m for _, m in seen])
+    expected = (real + surplus.abs())[inside]
+    torch.testing.assert_close(measured[inside], expected, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="k is that of 2 replicates, got 3"):
+        play(3)
 
 
 def test_a_penalty_of_the_generator_sees_a_batch_and_moves_the_generator_alone():
