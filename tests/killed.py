@@ -29,6 +29,7 @@ OPTIONS = {
     "one_budget": ["gaussians25", "--n", "200"],
     "plain_refit": ["--refit-steps", "5"],
     "plane_begans": ["--replicates", "2"],
+    "plane_ebgans": ["--refit-steps", "5", "--replicates", "2"],
     "plane_ebms": ["--steps", "10", "--replicates", "2"],
     "plane_gans": ["--refit-steps", "5", "--replicates", "2"],
 }
@@ -62,6 +63,11 @@ def make_tiny(recipe):
         for name, game in module.GAMES.items():
             game.settings["n_steps"] = 4
             module.GAMES[name] = game._replace(n_scored=50)
+    if recipe == "plane_ebgans":
+        module.N_SAMPLES, module.N_SHOWN = 50, 20
+        module.refit.__globals__["N_REFIT"] = 200
+        for game in module.GAMES.values():
+            game.settings["n_steps"] = 3
     if recipe == "plane_ebms":
         module.LAWS, module.N_CELLS = ("moons",), 100
     if recipe in ("plane_gans", "plain_refit"):

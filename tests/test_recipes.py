@@ -27,6 +27,7 @@ from gan_ebm_utils.recipes import (
     one_budget,
     plain_refit,
     plane_begans,
+    plane_ebgans,
     plane_ebms,
     plane_gans,
 )
@@ -103,7 +104,11 @@ def test_the_package_is_small_and_which_networks_are_in_half_precision():
     whole, half = {torch.float32}, {torch.float16}
     for judge in ("mnist_features", "digits_classifier"):
         assert types.pop(judge) == whole, "results name the digest of a judge"
-    budgets = {"ebgan_grid", *(f"one_budget_{name}" for name in one_budget.GAMES)} & types.keys()
+    budgets = {
+        "ebgan_grid",
+        "ebgan_sweep",
+        *(f"one_budget_{name}" for name in one_budget.GAMES),
+    } & types.keys()
     assert {name for name, found in types.items() if found == half} == types.keys() - budgets
     assert all(types[name] == set() for name in budgets)
 
@@ -433,6 +438,49 @@ def test_fresh_digits_are_of_two_sets():
     images = datasets.digits().images.flatten(1)
     twice = len(images) - len(images.unique(dim=0))  # digits that the set holds twice
     assert same.sum() <= 2 * twice
+
+
+# --- plane_ebgans ---
+
+
+@pytest.mark.parametrize("name", plane_ebgans.NAMES)
+def test_the_stored_ebgans_are_those_of_the_recipe(name, monkeypatch, tmp_path):
+    def is_stored():
+        args = argparse.Namespace(seed=0, state=tmp_path)
+        settings = plane_ebgans.settings_of(name, 2000, 10)
+        run = runs.Run("plane_ebgans", settings, args, runs.Progress())
+        return plane_gans.is_stored(name, None, run)
+
+    assert is_stored()
+    monkeypatch.setattr(plane_ebgans, "WEIGHT", 0.2)
+    assert not is_stored()
+
+
+def test_stored_ebgans_score_as_their_cards_say():
+    stored = checkpoints.load("gaussians25_ebgan")
+    parts = stored.networks["generator"], stored.networks["autoencoder"]
+    gan = plane_ebgans.gan_of(*parts, 4)
+    found, card = plane_ebgans.score(gan, 10, 7), stored.card["metrics"]["pulled"]
+    assert float(found["high_quality"].mean()) == pytest.approx(card["high_quality"][0], abs=0.01)
+    for name, values in stored.tensors.items():
+        field = name.split("/")[1]
+        if field == "recovered":  # one draw is enough, and may be another's
+            assert (found[field] - values).abs().max() <= 4
+        elif field != "draws":
+            assert torch.allclose(found[field], values, rtol=0.1, atol=1.5e-2), field
+    # A control: with the generators in another order the energies are others.
+    energies = found["energy_fake"].roll(1)
+    assert not torch.allclose(energies, stored.tensors["pulled/energy_fake"], rtol=0.1, atol=5e-3)
+
+
+def test_the_autoencoder_that_is_stored_alone_is_the_first():
+    game = plane_ebgans.GAMES["digits"]
+    _, several = plane_ebgans.networks_of(game, 3, seeded(1))
+    x = randn(1, 4, 64, generator=seeded(2))
+    whole = several.half().float()(x.expand(3, -1, -1))
+    one = plane_ebgans.first_of(several, game)(x)
+    assert torch.allclose(one, whole[:1], atol=1e-6)
+    assert not torch.allclose(one, whole[1:2], atol=1e-2)
 
 
 # --- plain_refit ---

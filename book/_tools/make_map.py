@@ -36,6 +36,7 @@ KINDS = {
 CHAPTERS = {
     "01": "01_density_ratios",
     "02": "02_energy_based_models",
+    "04": "04_ebgan",
     "05": "05_began",
     "06": "06_rejection_sampling_drs",
     "07": "07_mh_gan",
@@ -59,7 +60,7 @@ METHODS = (
     ("critic", "latents", "DDLS on a WGAN", "nothing", "B"),
     ("critic", "latents", "DOT", "nothing", "09"),
     ("critic", "samples", "DOT", "nothing", "09"),
-    ("error", "once", "EBGAN", "game", None),
+    ("error", "once", "EBGAN", "game", "04"),
     ("error", "once", "BEGAN", "game", "05"),
     ("energy", "once", "deep directed", "likelihood", None),
     ("energy", "once", "MEG", "likelihood", None),
