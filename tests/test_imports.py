@@ -37,6 +37,8 @@ FLOORS = {
     "recipes.digits_classifier": 4.5,
     "recipes.mnist_autoencoders": 4.5,
     "recipes.plain_refit": 4.5,
+    "recipes.plane_begans": 4.5,
+    "recipes.plane_ebgans": 4.5,
     "refine": 2,
     "runs": 3,
     "samplers": 1,
