@@ -934,6 +934,8 @@ def test_chains_that_stand_still_are_counted_apart(monkeypatch):
 
 @pytest.mark.parametrize("name", mnist_autoencoders.GAMES)
 def test_the_stored_mnist_autoencoders_score_as_their_card_says(name):
+    if name not in checkpoints.available():
+        pytest.skip(f"the package has no {name}: its recipe has not been run to its end")
     stored, judge = checkpoints.load(name), checkpoints.load("mnist_features")
     generator, autoencoder = stored.networks["generator"], stored.networks["autoencoder"]
     classifier, rng, replicates = (
