@@ -585,7 +585,7 @@ def metrics_of(grid: Grid, tensors: dict[str, Tensor], data: Data) -> dict[str, 
         own = torch.tensor([setting.family == family for setting in grid.rows])
         finite = tensors["diverged"][own] < 0
         # Of each setting the mean over the replicates that did not diverge.
-        means = {name: tensors[name][own].nanmean(dim=1).nanmedian() for name in SCORES}
+        means = {name: tensors[name][own].nanmean(dim=1).nanquantile(0.5) for name in SCORES}
         families[family] = {
             "settings": int(own.sum()),
             "diverged_replicates": int((~finite).sum()),
