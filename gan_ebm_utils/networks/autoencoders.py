@@ -15,7 +15,8 @@ class Autoencoder(nn.Module):
 
     `encode(x)` gives the codes, (R, n, code_dim). The encoder is a multilayer perceptron with the
     `hidden` layers, the decoder one with the same layers in reverse order. `event` is the shape of
-    one sample, such as (2,) or (1, 28, 28).
+    one sample, such as (2,) or (1, 28, 28). `fourier` = (n_frequencies, scale) puts the
+    `FourierFeatures` of x before the encoder.
 
     Raises ValueError for sizes below 1 and, when called, for samples of another shape.
 
