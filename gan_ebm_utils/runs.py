@@ -20,6 +20,9 @@ from gan_ebm_utils import checkpoints
 from gan_ebm_utils.base import default_device, whole_file
 from gan_ebm_utils.datasets import digest, mnist
 
+# Networks and tensors of a checkpoint, as `checkpoints.save` takes them, and the card's metrics.
+Made = tuple[dict[str, checkpoints.Built], dict[str, torch.Tensor], dict[str, Any]]
+
 
 def parse(parser: ArgumentParser, argv: list[str] | None, file: bool = False) -> Namespace:
     """The arguments of a recipe, with `--seed`, `--out` and `--state`, which every recipe has.
@@ -110,6 +113,33 @@ def mnist_source() -> dict[str, str]:
         "data": "MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0)",
         "data_sha256": digest(mnist("train"), mnist("test")),
     }
+
+
+def make_checkpoints(
+    recipe: str,
+    wanted: dict[str, tuple[dict[str, Any], dict[str, float]]],
+    make: Callable[[str, "Run"], Made],
+    args: Namespace,
+    **read_from: str,
+) -> None:
+    """Write each of the `wanted` checkpoints that is not there with the same card.
+
+    `wanted` gives for each name its settings, and its parts with how long each takes beside others.
+    `make` takes a name and its `Run`.
+    """
+    progress, todo = Progress(), {}
+    for name, (settings, parts) in wanted.items():
+        run = Run(recipe, settings, args, progress, **read_from)
+        if run.is_stored(name, args.out):
+            print(f"{name}: kept")
+            run.remove_parts()
+        else:
+            todo[name] = run
+            run.expect(parts)
+    for name, run in todo.items():
+        networks, tensors, found = make(name, run)
+        checkpoints.save(name, networks, tensors, run.card(found), args.out)
+        run.remove_parts()
 
 
 class Progress:
@@ -227,6 +257,14 @@ class Run:
             file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it was never made, or holds parts of other runs
             self.folder.rmdir()
+
+    def is_stored(self, name: str, folder: Path | None) -> bool:
+        """Whether `folder` holds the whole checkpoint `name`, made by a run with the same card."""
+        try:
+            card = checkpoints.load(name, folder=folder).card
+        except (ValueError, RuntimeError):  # there is none, or it is damaged
+            return False
+        return all(card.get(key) == value for key, value in self.given.items())
 
     def found(self, name: str, key: str) -> dict[str, Any] | None:
         """The part `name` as it is stored under `key`, {"made": ..., "seconds": [...]}, or None."""

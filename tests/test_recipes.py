@@ -368,7 +368,7 @@ def test_the_stored_gans_of_the_plane_are_those_of_the_recipe(name, monkeypatch,
         args = argparse.Namespace(seed=0, state=tmp_path)
         settings = plane_gans.settings_of(name, 6000, 10)
         run = runs.Run("plane_gans", settings, args, runs.Progress())
-        return plane_gans.is_stored(name, None, run)
+        return run.is_stored(name, None)
 
     assert is_stored()
     monkeypatch.setitem(plane_gans.DISCRIMINATOR, "activation", "SiLU")
@@ -449,7 +449,7 @@ def test_the_stored_ebgans_are_those_of_the_recipe(name, monkeypatch, tmp_path):
         args = argparse.Namespace(seed=0, state=tmp_path)
         settings = plane_ebgans.settings_of(name, 2000, 10)
         run = runs.Run("plane_ebgans", settings, args, runs.Progress())
-        return plane_gans.is_stored(name, None, run)
+        return run.is_stored(name, None)
 
     assert is_stored()
     monkeypatch.setattr(plane_ebgans, "WEIGHT", 0.2)

@@ -14,7 +14,6 @@ import torch
 
 from gan_ebm_utils import checkpoints, runs
 from gan_ebm_utils.recipes import one_budget, plane_gans
-from gan_ebm_utils.recipes.plane_gans import is_stored
 
 RECIPES = Path(runs.__file__).parent / "recipes"
 # Of each recipe: what its parts depend on, as code that runs in its module.
@@ -272,16 +271,16 @@ def test_seeds_are_not_shifted_unseen(monkeypatch, capsys):
 
 def test_only_a_whole_checkpoint_with_the_same_card_is_kept(tmp_path):
     run = begin(tmp_path, {"a": 1})
-    assert not is_stored("c", tmp_path, run)
+    assert not run.is_stored("c", tmp_path)
     checkpoints.save("c", {}, {"x": torch.zeros(2)}, run.card({}), tmp_path)
-    assert is_stored("c", tmp_path, run)
-    assert not is_stored("c", tmp_path, begin(tmp_path, {"a": 2}))
-    assert not is_stored("c", tmp_path, begin(tmp_path, {"a": 1}, recipe="s"))
-    assert not is_stored("c", tmp_path, begin(tmp_path, {"a": 1}, data="d"))
+    assert run.is_stored("c", tmp_path)
+    assert not begin(tmp_path, {"a": 2}).is_stored("c", tmp_path)
+    assert not begin(tmp_path, {"a": 1}, recipe="s").is_stored("c", tmp_path)
+    assert not begin(tmp_path, {"a": 1}, data="d").is_stored("c", tmp_path)
     (tmp_path / "of the old form.json").write_text("[]")
-    assert not is_stored("of the old form", tmp_path, run)
+    assert not run.is_stored("of the old form", tmp_path)
     (tmp_path / "c.safetensors").unlink()
-    assert not is_stored("c", tmp_path, run)
+    assert not run.is_stored("c", tmp_path)
 
 
 def test_what_could_not_be_read_again_is_not_stored(tmp_path):

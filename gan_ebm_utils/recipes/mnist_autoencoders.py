@@ -106,6 +106,11 @@ def energies(gan: Gan, autoencoder: Autoencoder, power: int, seed: int) -> dict[
     return {"real": float(energy(real).mean()), "generated": float(energy(fake).mean())}
 
 
+def seeds(first: int, replicates: int) -> list[int]:
+    """The seeds of the replicates."""
+    return [first + 100 * r for r in range(replicates)]
+
+
 def settings_of(name: str, steps: int, replicates: int) -> dict[str, Any]:
     """Everything that the networks depend on, but for the seed, the data and the judge."""
     game = GAMES[name]
@@ -122,20 +127,15 @@ def settings_of(name: str, steps: int, replicates: int) -> dict[str, Any]:
     }
 
 
-def make(name: str, args: argparse.Namespace, progress: runs.Progress) -> None:
-    """Train, score and write the checkpoint `name`."""
-    game, replicates = GAMES[name], args.replicates
-    judge = checkpoints.load("mnist_features").card
-    given = settings_of(name, args.steps, replicates)
-    source = {**runs.mnist_source(), "features_sha256": judge["sha256"]}
-    run = runs.Run("mnist_autoencoders", given, args, progress, **source)
-    seeds = [args.seed + 100 * r for r in range(replicates)]
-    parts = []
-    for seed in seeds:
+def make(name: str, seed: int, run: runs.Run) -> runs.Made:
+    """Networks, no tensors, and scores of the checkpoint `name`, from the parts of `run`."""
+    game, given, parts = GAMES[name], run.given["settings"], []
+    steps, replicates = given["steps"], given["replicates"]
+    for own_seed in seeds(seed, replicates):
         # A network depends neither on how many others there are, nor on who judges them.
-        own = {**run.given, "seed": seed, "settings": settings_of(name, args.steps, 1)}
+        own = {**run.given, "seed": own_seed, "settings": settings_of(name, steps, 1)}
         own.pop("features_sha256")
-        part = run.once(f"{name}-{seed}", lambda s=seed: train(name, s, args.steps), own)
+        part = run.once(f"{name}-{own_seed}", lambda s=own_seed: train(name, s, steps), own)
         parts.append(part)
     weights = stacked([{k: v for k, v in w.items() if k.startswith("gen")} for w, _ in parts])
     settings = {**GENERATOR, "replicates": replicates}
@@ -150,22 +150,22 @@ def make(name: str, args: argparse.Namespace, progress: runs.Progress) -> None:
     gan = Gan(generator.to(default_device()), None, GENERATOR["latent_dim"])
     scores, _ = run.once(
         f"{name}-fid",
-        lambda: fid(lambda n, rng: gan.generator(gan.prior((replicates, n), rng)), args.seed + 3),
+        lambda: fid(lambda n, rng: gan.generator(gan.prior((replicates, n), rng)), seed + 3),
     )
+    judge = checkpoints.load("mnist_features").card["metrics"]
     found = {
         "fid": list(metrics.mean_interval(torch.tensor(scores))[:3]),
         "fid_of_each": scores,
-        "fid_train_against_test": judge["metrics"]["frechet_train_test"]["value"],
-        "energies_of_the_first": energies(gan, autoencoder, game.power, args.seed + 4),
+        "fid_train_against_test": judge["frechet_train_test"]["value"],
+        "energies_of_the_first": energies(gan, autoencoder, game.power, seed + 4),
         "seconds": round(sum(seconds for _, seconds in parts), 1),
     }
     networks = {
         "generator": (generator.cpu().half(), ConvGenerator, settings),
         "autoencoder": (autoencoder.half(), Autoencoder, game.autoencoder),
     }
-    checkpoints.save(name, networks, {}, run.card(found), args.out)
-    run.remove_parts()
     print(json.dumps(found, indent=2))
+    return networks, {}, found
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -175,17 +175,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=runs.at_least(1), default=10_000)
     parser.add_argument("--replicates", type=runs.at_least(2), default=5)
     args = runs.parse(parser, argv)
-    names, progress = [args.only] if args.only else [*GAMES], runs.Progress()
-    progress.parts = {
-        f"{name}-{part}": size
-        for name in names
-        for part, size in (
-            *((args.seed + 100 * r, args.steps) for r in range(args.replicates)),
-            ("fid", 100 * args.replicates),
+    wanted = {
+        name: (
+            settings_of(name, args.steps, args.replicates),
+            {f"{name}-{seed}": args.steps for seed in seeds(args.seed, args.replicates)}
+            | {f"{name}-fid": 100 * args.replicates},
         )
+        for name in ([args.only] if args.only else GAMES)
     }
-    for name in names:
-        make(name, args, progress)
+    judge = checkpoints.load("mnist_features").card["sha256"]
+    read_from = {**runs.mnist_source(), "features_sha256": judge}
+    runs.make_checkpoints(
+        "mnist_autoencoders",
+        wanted,
+        lambda name, run: make(name, args.seed, run),
+        args,
+        **read_from,
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils import losses, metrics, runs
 from gan_ebm_utils.base import Gan, Sample, seeded
 from gan_ebm_utils.datasets import digits, minibatches, swiss_roll
 from gan_ebm_utils.energies import NegativeEnergy, ReconstructionError
@@ -194,25 +194,24 @@ def settings_of(game: Game, replicates: int) -> dict[str, Any]:
     }
 
 
-def make(name: str, replicates: int, args: argparse.Namespace, run: runs.Run) -> None:
-    """Write the checkpoint `name` from the parts of `run`."""
+def make(name: str, seed: int, run: runs.Run) -> runs.Made:
+    """Networks, tensors and scores of the checkpoint `name`, from the finished parts of `run`."""
+    replicates = run.given["settings"]["replicates"]
     game, gans, tensors, seconds = GAMES[name], {}, {}, 0.0
     for kind in game.kinds:
         # A game does not depend on which others there are.
         alone = settings_of(game._replace(kinds={kind: game.kinds[kind]}), replicates)
         made, took = run.once(
             f"{name}, {kind}",
-            lambda kind=kind: train(game, kind, replicates, args.seed),
+            lambda kind=kind: train(game, kind, replicates, seed),
             {**run.given, "settings": alone},
         )
-        gans[kind] = new_gan(game, replicates, seeded(args.seed))
+        gans[kind] = new_gan(game, replicates, seeded(seed))
         for part, network in parts_of(gans[kind]).items():
             rounded(network, made[part])
         tensors |= {f"{kind}/{key}": values for key, values in made["course"].items()}
         seconds += took
-    scores, took = run.once(
-        f"{name}, scores", lambda: score_all(game, gans, replicates, args.seed + 2)
-    )
+    scores, took = run.once(f"{name}, scores", lambda: score_all(game, gans, replicates, seed + 2))
     for kind, found in scores.items():
         tensors |= {f"{kind}/{key}": values for key, values in found.items()}
     builders = {
@@ -229,9 +228,7 @@ def make(name: str, replicates: int, args: argparse.Namespace, run: runs.Run) ->
         kind: {key: list(metrics.mean_interval(values)[:3]) for key, values in found.items()}
         for kind, found in scores.items()
     }
-    card = run.card({**means, "seconds": round(seconds + took, 1)})
-    checkpoints.save(name, networks, tensors, card, args.out)
-    run.remove_parts()
+    return networks, tensors, {**means, "seconds": round(seconds + took, 1)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -241,16 +238,16 @@ def main(argv: list[str] | None = None) -> None:
     what = "of each kind (default: 10 on the Swiss roll, 5 on digits)"
     parser.add_argument("--replicates", type=runs.at_least(2), help=what)
     args = runs.parse(parser, argv)
-    progress, todo = runs.Progress(), {}
+    wanted = {}
     for name in [args.only] if args.only else GAMES:
         game = GAMES[name]
         replicates = args.replicates or game.replicates
-        run = runs.Run("plane_begans", settings_of(game, replicates), args, progress)
         steps = game.settings["n_steps"] * replicates
-        run.expect({f"{name}, {kind}": steps for kind in game.kinds} | {f"{name}, scores": 100})
-        todo[name] = (replicates, run)
-    for name, (replicates, run) in todo.items():
-        make(name, replicates, args, run)
+        parts = {f"{name}, {kind}": steps for kind in game.kinds} | {f"{name}, scores": 100}
+        wanted[name] = settings_of(game, replicates), parts
+    runs.make_checkpoints(
+        "plane_begans", wanted, lambda name, run: make(name, args.seed, run), args
+    )
 
 
 if __name__ == "__main__":

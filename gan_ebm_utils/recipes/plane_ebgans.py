@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils import losses, metrics, runs
 from gan_ebm_utils.base import Gan, Sample, seeded
 from gan_ebm_utils.datasets import digits, gaussian_grid, minibatches, swiss_roll
 from gan_ebm_utils.energies import NegativeEnergy, ReconstructionError
 from gan_ebm_utils.networks import Autoencoder, ConvGenerator, mlp
-from gan_ebm_utils.recipes.plane_gans import REFIT, is_stored, refit, rounded
+from gan_ebm_utils.recipes.plane_gans import REFIT, refit, rounded
 from gan_ebm_utils.training import train_gan
 
 GENERATOR = {"in_features": 4, "hidden": [128, 128, 128], "out_features": 2, "activation": "ReLU"}
@@ -188,9 +188,7 @@ def parts_of(name: str, refit_steps: int) -> dict[str, float]:
     return parts
 
 
-def make(
-    name: str, refit_steps: int, seed: int, run: runs.Run
-) -> tuple[dict[str, checkpoints.Built], dict[str, Tensor], dict[str, Any]]:
+def make(name: str, refit_steps: int, seed: int, run: runs.Run) -> runs.Made:
     """Networks, tensors and scores of the checkpoint `name`, from the finished parts of `run`."""
     game, seconds = game_of(name), []
     replicates = run.given["settings"]["replicates"]
@@ -254,20 +252,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--refit-steps", type=runs.at_least(1), default=2000)
     parser.add_argument("--replicates", type=runs.at_least(2), default=10)
     args = runs.parse(parser, argv)
-    progress, todo = runs.Progress(), {}
-    for name in NAMES:
-        settings = settings_of(name, args.refit_steps, args.replicates)
-        run = runs.Run("plane_ebgans", settings, args, progress)
-        if is_stored(name, args.out, run):
-            print(f"{name}: kept")
-            run.remove_parts()
-        else:
-            todo[name] = run
-            run.expect(parts_of(name, args.refit_steps))
-    for name, run in todo.items():
-        networks, tensors, found = make(name, args.refit_steps, args.seed, run)
-        checkpoints.save(name, networks, tensors, run.card(found), args.out)
-        run.remove_parts()
+    wanted = {
+        name: (
+            settings_of(name, args.refit_steps, args.replicates),
+            parts_of(name, args.refit_steps),
+        )
+        for name in NAMES
+    }
+    how = args.refit_steps, args.seed
+    runs.make_checkpoints("plane_ebgans", wanted, lambda name, run: make(name, *how, run), args)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils import losses, metrics, runs
 from gan_ebm_utils.base import Distribution, Gan, seeded
 from gan_ebm_utils.datasets import gaussian_grid, minibatches, swiss_roll
 from gan_ebm_utils.losses import gradient_penalty, r1_penalty
@@ -192,10 +191,8 @@ def parts_of(name: str, refit_steps: int) -> dict[str, float]:
     return {f"{name}, {part}": size for part, size in sizes.items()}
 
 
-def make(
-    name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run
-) -> tuple[dict[str, checkpoints.Built], dict[str, Any]]:
-    """Networks of the checkpoint `name` and their scores, from the finished parts of `run`."""
+def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run) -> runs.Made:
+    """Networks of the checkpoint `name`, no tensors, and scores, from the parts of `run`."""
     game, seconds = GAMES[name], []
 
     def once(part: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -232,7 +229,7 @@ def make(
         key: (network.half(), mlp, {**settings, "replicates": replicates})
         for key, (network, settings) in networks.items()
     }
-    return built, {**scores, "seconds": round(sum(seconds), 1)}
+    return built, {}, {**scores, "seconds": round(sum(seconds), 1)}
 
 
 def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
@@ -258,15 +255,6 @@ def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
     }
 
 
-def is_stored(name: str, folder: Path | None, run: runs.Run) -> bool:
-    """Whether `folder` holds the whole checkpoint `name`, made by a run with the same card."""
-    try:
-        card = checkpoints.load(name, folder=folder).card
-    except (ValueError, RuntimeError):  # there is none, or it is damaged
-        return False
-    return all(card.get(key) == value for key, value in run.given.items())
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -274,20 +262,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--refit-steps", type=runs.at_least(1), default=6000)
     parser.add_argument("--replicates", type=runs.at_least(2), default=10)
     args = runs.parse(parser, argv)
-    progress, todo = runs.Progress(), {}
-    for name in [args.only] if args.only else GAMES:
-        settings = settings_of(name, args.refit_steps, args.replicates)
-        run = runs.Run("plane_gans", settings, args, progress)
-        if is_stored(name, args.out, run):
-            print(f"{name}: kept")
-            run.remove_parts()
-        else:
-            todo[name] = run
-            run.expect(parts_of(name, args.refit_steps))
-    for name, run in todo.items():
-        networks, scores = make(name, args.refit_steps, args.replicates, args.seed, run)
-        checkpoints.save(name, networks, {}, run.card(scores), args.out)
-        run.remove_parts()
+    wanted = {
+        name: (
+            settings_of(name, args.refit_steps, args.replicates),
+            parts_of(name, args.refit_steps),
+        )
+        for name in ([args.only] if args.only else GAMES)
+    }
+    how = args.refit_steps, args.replicates, args.seed
+    runs.make_checkpoints("plane_gans", wanted, lambda name, run: make(name, *how, run), args)
 
 
 if __name__ == "__main__":
