@@ -46,8 +46,10 @@ def make_tiny(recipe):
         module.GRIDS["reduced"]["training"] |= {"replicates": 2, "n_steps": 10}
         module.SCORING |= {"n_samples": 50, "n_distances": 20}
     if recipe == "mnist_autoencoders":
-        gan = importlib.import_module("gan_ebm_utils.recipes.mnist_gan")
-        gan.N_FID, gan.GENERATOR["width"], module.N_ENERGIES = 100, 4, 10
+        importlib.import_module("gan_ebm_utils.recipes.mnist_gan").N_FID = 100
+        module.N_ENERGIES = 10
+        for game in module.GAMES.values():
+            game.generator["width"] = 4
     if recipe == "mnist_gan":
         module.N_FID, module.N_REFIT = 100, 100
         module.CLASSIFIER["steps"] = module.GENERATOR["width"] = module.DCGAN["width"] = 4

@@ -934,8 +934,6 @@ def test_chains_that_stand_still_are_counted_apart(monkeypatch):
 
 @pytest.mark.parametrize("name", mnist_autoencoders.GAMES)
 def test_the_stored_mnist_autoencoders_score_as_their_card_says(name):
-    if name not in checkpoints.available():
-        pytest.skip(f"the package has no {name}: its recipe has not been run to its end")
     stored, judge = checkpoints.load(name), checkpoints.load("mnist_features")
     generator, autoencoder = stored.networks["generator"], stored.networks["autoencoder"]
     classifier, rng, replicates = (
@@ -944,7 +942,7 @@ def test_the_stored_mnist_autoencoders_score_as_their_card_says(name):
         generator.replicates,
     )
     truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
-    latent_dim = mnist_autoencoders.GENERATOR["latent_dim"]
+    latent_dim = stored.card["settings"]["generator"]["latent_dim"]
     with torch.no_grad():
         drawn = [generator(randn(replicates, 250, latent_dim, generator=rng)) for _ in range(8)]
         features = [torch.stack([classifier.features(part) for part in x]) for x in drawn]
@@ -955,13 +953,14 @@ def test_the_stored_mnist_autoencoders_score_as_their_card_says(name):
     told, power = card["energies_of_the_first"], stored.card["settings"]["power"]
     energy = ReconstructionError(autoencoder, power)(torch.cat(drawn, dim=1)[:1])
     assert float(energy.mean()) == pytest.approx(told["generated"], rel=0.1)
-    assert told["generated"] > told["real"]
+    if name == "mnist_ebgan":  # gamma of BEGAN is below 1
+        assert told["generated"] > told["real"]
 
 
 def test_a_network_of_mnist_depends_on_its_seed_alone(small_mnist, tmp_path, monkeypatch):
     """Three replicates, then five: the first three are not trained again."""
     monkeypatch.setattr(mnist_gan, "N_FID", 100)
-    monkeypatch.setitem(mnist_gan.GENERATOR, "width", 4)
+    monkeypatch.setitem(mnist_autoencoders.GAMES["mnist_began"].generator, "width", 4)
     trained, real = [], mnist_autoencoders.train
     monkeypatch.setattr(mnist_autoencoders, "train", lambda *a: trained.append(a[1]) or real(*a))
     monkeypatch.setattr(runs.Run, "remove_parts", lambda run: None)
