@@ -362,17 +362,19 @@ def test_without_r1_the_rarest_mode_is_all_but_lost():
     assert scores["generator_without_r1"]["min_share"][0] < 0.2
 
 
+def is_stored(name, recipe, refit_steps, state):
+    """Whether the package's checkpoint is the one that the recipe would make now."""
+    args = argparse.Namespace(seed=0, state=state)
+    settings = recipe.settings_of(name, refit_steps, 10)
+    run = runs.Run(recipe.__name__.rsplit(".", 1)[1], settings, args, runs.Progress())
+    return run.is_stored(name, None)
+
+
 @pytest.mark.parametrize("name", plane_gans.GAMES)
 def test_the_stored_gans_of_the_plane_are_those_of_the_recipe(name, monkeypatch, tmp_path):
-    def is_stored():
-        args = argparse.Namespace(seed=0, state=tmp_path)
-        settings = plane_gans.settings_of(name, 6000, 10)
-        run = runs.Run("plane_gans", settings, args, runs.Progress())
-        return run.is_stored(name, None)
-
-    assert is_stored()
+    assert is_stored(name, plane_gans, 6000, tmp_path)
     monkeypatch.setitem(plane_gans.DISCRIMINATOR, "activation", "SiLU")
-    assert not is_stored()
+    assert not is_stored(name, plane_gans, 6000, tmp_path)
 
 
 @pytest.mark.parametrize("name", plane_gans.GAMES)
@@ -445,15 +447,9 @@ def test_fresh_digits_are_of_two_sets():
 
 @pytest.mark.parametrize("name", plane_ebgans.NAMES)
 def test_the_stored_ebgans_are_those_of_the_recipe(name, monkeypatch, tmp_path):
-    def is_stored():
-        args = argparse.Namespace(seed=0, state=tmp_path)
-        settings = plane_ebgans.settings_of(name, 2000, 10)
-        run = runs.Run("plane_ebgans", settings, args, runs.Progress())
-        return run.is_stored(name, None)
-
-    assert is_stored()
+    assert is_stored(name, plane_ebgans, 2000, tmp_path)
     monkeypatch.setattr(plane_ebgans, "WEIGHT", 0.2)
-    assert not is_stored()
+    assert not is_stored(name, plane_ebgans, 2000, tmp_path)
 
 
 def test_stored_ebgans_score_as_their_cards_say():
