@@ -6,9 +6,9 @@ writes the checkpoints `mnist_ebgan` and `mnist_began`: `generator`, five replic
 leading axis, and `autoencoder`, that of the first replicate; the others are as large and no page
 shows them. The generators of EBGAN are those of `mnist_gan`, BEGAN's a quarter as wide. The cards
 give the FID of each replicate in the features of `mnist_features`, and the mean energies of real
-and generated images. On one CPU core EBGAN takes about two hours and BEGAN one; the two can run
-side by side, each with `--only`. A run that is cut off goes on after the last network that was
-finished.
+and generated images. On one CPU core EBGAN takes about two hours and BEGAN half an hour; the two
+can run side by side, each with `--only`. A run that is cut off goes on after the last network that
+was finished.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def began() -> tuple[Loss, Loss, None, Callable]:
 # The margin and the widths are those of short trials, FID after 1,500 steps.
 EBGAN = {"margin": 0.13, "pulling_away": 0.1}
 # In trials of 1,000 to 1,500 steps with the absolute error, a generator of width 64 or an
-# autoencoder of 128 and more hidden units, the draws were noise and k stayed at 0.
+# autoencoder of 256 hidden units and more, the draws were noise and k fell to 0.
 BEGAN = {"gamma": 0.7, "rate": 0.1}
 GAMES = {
     "mnist_ebgan": Game(
