@@ -138,7 +138,7 @@ def called(call):
 def changed_by(call):
     """Names of the objects that a call may change: its arguments, and what a method belongs to."""
     if called(call) in HARMLESS or root_of(call) in DRAWING:
-        return {root_of(call)} - HARMLESS
+        return {root_of(call)} - HARMLESS - {"plotting"}  # a module that no call changes
     arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
     return {root_of(argument) for argument in arguments} | {root_of(call)}
 
