@@ -475,6 +475,7 @@ NO_TENSORS = {
     "runs.key_of",
     "runs.Progress",
     "runs.Run",
+    "runs.make_checkpoints",
     "runs.mnist_source",
     "plotting.set_style",
     "plotting.dots",

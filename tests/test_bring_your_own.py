@@ -105,7 +105,8 @@ def test_high_quality_of_25_gaussians(trained, capsys):
         assert quality(refined.samples) >= 0.98, name
         assert refined.calls.forward > 2 * 640 * 2000 * 0.9 and refined.calls.backward == 0
     told = capsys.readouterr().out.splitlines()
-    assert len(told) == 2 and told[0].startswith("refinement has what it needs")
+    # Whether a tenth of the data lies beside all draws differs between machines.
+    assert len(told) == 2 and told[0].startswith(("refinement has what it needs", "refinement can"))
     assert "Calls(forward=" in told[1]
 
 

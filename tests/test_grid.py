@@ -179,7 +179,8 @@ def test_a_replicate_that_diverges_harms_no_other(family, spoiled, monkeypatch):
 def test_the_step_of_divergence():
     steep = setting(optim_g="SGD", optim_d="SGD", rate=1e25)
     ((one,), _) = made([steep])
-    assert (one["diverged"] >= 1).all() and (one["diverged"] < TINY["n_steps"]).all()
+    # In step 0 the generator's loss sees the discriminator after a step of 1e25: it may overflow.
+    assert (one["diverged"] >= 0).all() and (one["diverged"] < TINY["n_steps"]).all()
     (two,), _ = made([steep._replace(rate=0.01)])
     assert two["diverged"].tolist() == [-1, -1]
 
