@@ -65,7 +65,7 @@ def began() -> tuple[Loss, Loss, None, Callable]:
 
 # The margin and the widths are those of short trials, FID after 1,500 steps.
 EBGAN = {"margin": 0.13, "pulling_away": 0.1}
-# In trials of 1,000 to 1,500 steps with the absolute error, a generator of width 64 or an
+# In trials of 700 to 1,500 steps with the absolute error, a generator of width 64 or an
 # autoencoder of 256 hidden units and more, the draws were noise and k fell to 0.
 BEGAN = {"gamma": 0.7, "rate": 0.1}
 GAMES = {
