@@ -78,6 +78,7 @@ def of_losses():
         *parts,
         rule.k,
         losses.ebgan_d_loss(-real.abs(), -fake.abs(), 1.0),
+        losses.jsd_information(real, fake),
         losses.pulling_away(x),
         losses.gradient_penalty(square, x, y, rng()).detach(),
         losses.r1_penalty(square, x).detach(),

@@ -443,3 +443,18 @@ def test_the_weight_of_began_moves_by_less_than_the_digits_of_half_precision():
     for _ in range(1000):
         stuck += 0.25e-3
     assert stuck < 0.2  # the control
+
+
+def test_the_bound_on_information_is_reached_by_the_log_ratio_and_by_nothing_else():
+    # Joint law P and product of marginals Q on four points: T = log P/Q gives 2 JSD - 2 log 2.
+    half = (P + Q) / 2
+    best = kl(P, half) + kl(Q, half) - 2 * math.log(2)
+    joint, product = batches(RATIO)
+    torch.testing.assert_close(losses.jsd_information(joint, product), best[None])
+    torch.testing.assert_close(joint.mean(dim=1), kl(P, Q)[None])  # the information itself
+    for other in (RATIO + 0.1, 1.1 * RATIO, -RATIO):
+        assert losses.jsd_information(*batches(other)) < best - 1e-4
+    far = torch.full((1, 5), 80.0)
+    assert -1e-6 < losses.jsd_information(far, -far[:, :3]).item() <= 0  # it saturates at 0
+    with pytest.raises(ValueError, match="joint must"):
+        losses.jsd_information(torch.zeros(1, 0), product)
