@@ -280,7 +280,7 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
 
 
 def jsd_information(joint: Tensor, product: Tensor) -> Tensor:
-    """The Jensen-Shannon bound on the dependence of x and z: -E_pxz sp(-T) - E_px,pz sp(T), in nats.
+    """The Jensen-Shannon bound on the dependence of x and z: -E_pxz sp(-T) - E_px,pz sp(T), nats.
 
     `joint` holds T(x, z) at pairs that belong together, (R, n); `product` at pairs of independent x
     and z, (R, m). The supremum over T is 2 JSD(p(x, z), p(x) p(z)) - 2 log 2, reached by T = log

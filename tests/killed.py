@@ -32,6 +32,7 @@ OPTIONS = {
     "plane_ebgans": ["--refit-steps", "5", "--replicates", "2"],
     "plane_ebms": ["--steps", "10", "--replicates", "2"],
     "plane_gans": ["--refit-steps", "5", "--replicates", "2"],
+    "plane_meg": ["--refit-steps", "5", "--replicates", "2"],
 }
 
 
@@ -77,6 +78,11 @@ def make_tiny(recipe):
         plane.N_SAMPLES, plane.N_EMD, plane.N_PROPOSALS, plane.N_REFIT = 50, 20, 3, 200
         for game in plane.GAMES.values():
             game.settings["n_steps"] = 5
+    if recipe == "plane_meg":
+        del module.LAWS["swiss_roll_meg"]  # whose density takes a second
+        module.N_STEPS = module.FINISH["n_steps"] = module.CHAINS["n_steps"] = 4
+        module.N_CENTRES, module.N_POOL, module.N_CANDIDATES = 20, 100, 50
+        module.N_SAMPLES, module.N_DISTANCE, module.N_CELLS = 50, 20, 160
     return module
 
 

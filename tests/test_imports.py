@@ -39,6 +39,7 @@ FLOORS = {
     "recipes.plain_refit": 4.5,
     "recipes.plane_begans": 4.5,
     "recipes.plane_ebgans": 4.5,
+    "recipes.plane_meg": 4.5,
     "refine": 2,
     "runs": 3,
     "samplers": 1,
