@@ -80,7 +80,8 @@ def make_tiny(recipe):
             game.settings["n_steps"] = 5
     if recipe == "plane_meg":
         del module.LAWS["swiss_roll_meg"]  # whose density takes a second
-        module.N_STEPS = module.FINISH["n_steps"] = module.CHAINS["n_steps"] = 4
+        module.LAWS["gaussians25_meg"] = module.LAWS["gaussians25_meg"]._replace(steps=(4, 4))
+        module.CHAINS["n_steps"] = 4
         module.N_CENTRES, module.N_POOL, module.N_CANDIDATES = 20, 100, 50
         module.N_SAMPLES, module.N_DISTANCE, module.N_CELLS = 50, 20, 160
     return module

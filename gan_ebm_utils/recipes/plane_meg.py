@@ -9,9 +9,9 @@ energy after the game; `energy`, the same after further steps of maximum likelih
 `generator_without`, from a game without the entropy term. The energy of the game is no density of
 the data, since the generator's draws, its negatives, are not draws of the energy. In the further
 steps they are weighted until they are; `course` holds the KL divergence (in nats) along the way,
-and along the way of three controls: with the penalty kept, with persistent chains that begin at
-the generator's draws, and without the generator. It takes about half an hour on one CPU core; a
-run that is cut off goes on after the last part that was finished.
+and along the way of two controls: with persistent chains that begin at the generator's draws, and
+without the generator. It takes about half an hour on one CPU core; a run that is cut off goes on
+after the last part that was finished.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ GENERATOR = {"in_features": 2, "hidden": [128] * 3, "out_features": 2, "activati
 ENERGY = {"in_features": 2, "hidden": [128, 128], "fourier": [16, 1.0], "scale": 2.0}
 INFORMATION = {"in_features": 4, "hidden": [128, 128]}
 TRAINING = {"batch_size": 256, "learning_rate": 5e-4, "betas": [0.5, 0.9], "d_steps": 5}
-N_STEPS = 1500  # of the generator
 PENALTY = 0.1  # on the squared norm of the energy's gradient at data, as in the paper
-FINISH = {"batch_size": 256, "learning_rate": 1e-2, "betas": [0.5, 0.99], "n_steps": 1500}
+FINISH = {"batch_size": 256, "learning_rate": 1e-2, "betas": [0.5, 0.99]}
 AVERAGE = 0.99  # the decay of the running average of the weights
 # The draws that are weighted come from Gaussians about N_CENTRES draws of the generator, with a
 # share of WIDE_SHARE from N(0, WIDE^2 I), for what no centre is near. Their density is known.
@@ -58,18 +57,21 @@ N_STD = 4  # a sample within so many standard deviations of a mode is one of its
 
 
 class Law(NamedTuple):
-    """What is learned, and the width of the Gaussians about draws of the generator."""
+    """What is learned, in how many steps, and the width of Gaussians about draws of the generator.
+
+    Steps are those of the generator in the game, and those of the energy after it.
+    """
 
     truth: Distribution
+    steps: tuple[int, int]
     blur: float
 
 
 LAWS = {
-    "gaussians25_meg": Law(gaussian_grid(std=STD), 0.1),
-    "swiss_roll_meg": Law(swiss_roll(), 0.05),
+    "gaussians25_meg": Law(gaussian_grid(std=STD), (1500, 1500), 0.1),
+    "swiss_roll_meg": Law(swiss_roll(), (1000, 1000), 0.05),
 }
-# How an energy is finished: its checkpoint's own way, and the controls.
-CONTROLS = ("penalised", "chains", "wide")
+CONTROLS = ("chains", "wide")  # of the steps after the game
 
 
 class Player(nn.Module):
@@ -105,17 +107,17 @@ def minus_information(gan: Gan, z: Tensor, x: Tensor, generator: torch.Generator
     return -losses.jsd_information(information(torch.cat([x, z], dim=2)), information(product))
 
 
-def play(truth: Distribution, has_entropy: bool, replicates: int, seed: int) -> dict[str, Any]:
+def play(law: Law, has_entropy: bool, replicates: int, seed: int) -> dict[str, Any]:
     """The weights of the players after all steps of their game."""
     rng = seeded(seed)
     networks = new_networks(replicates, rng)
     player = Player(networks["generator"], networks["information"])
     train_gan(
         Gan(player, NegativeEnergy(networks["energy"]), GENERATOR["in_features"]),
-        truth.sample,
+        law.truth.sample,
         losses.wasserstein_d_loss,  # of d = -E: E_p E - E E(G(z))
         losses.wasserstein_g_loss,  # E E(G(z))
-        N_STEPS,
+        law.steps[0],
         rng,
         replicates=replicates,
         penalty=penalty,
@@ -204,9 +206,9 @@ def finish(
     for name, network in networks.items():
         network.load_state_dict(played[name])
     energy, generator = networks["energy"], networks["generator"].requires_grad_(False)
-    settings = dict(FINISH)
+    n_steps = law.steps[1]
     if how == "chains":
-        settings["n_steps"] = CHAINS["n_steps"]
+        n_steps = CHAINS["n_steps"]
         kept = {key: CHAINS[key] for key in ("capacity", "fresh_share")}
         fresh = draws_of(generator, replicates)
         buffer = ReplayBuffer(fresh, generator=rng, replicates=replicates, **kept)
@@ -220,7 +222,7 @@ def finish(
 
     average = AveragedModel(energy, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     course = [kl(energy, law.truth, replicates)]
-    every = settings["n_steps"] // N_RECORDS
+    every = n_steps // N_RECORDS
 
     def follow(step: int, history: object) -> None:
         average.update_parameters(energy)
@@ -231,11 +233,11 @@ def finish(
         energy,
         law.truth.sample,
         negatives,
-        generator=rng,
+        n_steps,
+        rng,
         replicates=replicates,
-        penalty=penalty if how == "penalised" else None,
         callback=follow,
-        **settings,
+        **FINISH,
     )
     return {"energy": average.module.state_dict(), "course": torch.stack(course)}
 
@@ -270,11 +272,10 @@ def score(generator: nn.Module, truth: Distribution, replicates: int, seed: int)
 
 def parts_of(name: str, refit_steps: int) -> dict[str, float]:
     """The parts of a checkpoint, with how long each takes beside the others."""
-    game, end = 1.5 * N_STEPS, FINISH["n_steps"]
-    sizes = {"played": game, "weighted": end, "refitted": refit_steps / 2}
+    game, end = LAWS[name].steps
+    sizes = {"played": 1.5 * game, "weighted": end, "refitted": refit_steps}
     if name == "gaussians25_meg":
-        sizes |= {"played without": 0.8 * game, "penalised": 1.3 * end, "wide": end}
-        sizes["chains"] = CHAINS["n_steps"]
+        sizes |= {"played without": 1.2 * game, "chains": CHAINS["n_steps"], "wide": end}
     return {f"{name}, {part}": size for part, size in sizes.items()}
 
 
@@ -290,7 +291,7 @@ def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run)
     def built(network: str, weights: dict[str, Tensor]) -> nn.Module:
         return rounded(new_networks(replicates, seeded(seed))[network], weights)
 
-    played = once("played", play, law.truth, True, replicates, seed)
+    played = once("played", play, law, True, replicates, seed)
     ended = once("weighted", finish, law, played, "weighted", replicates, seed + 1)
     generator, energy = built("generator", played["generator"]), built("energy", ended["energy"])
     gan = Gan(generator, None, GENERATOR["in_features"])
@@ -307,7 +308,7 @@ def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run)
     tensors = {"course": ended["course"], "kl": kl(energy, law.truth, replicates)}
     tensors |= score(generator, law.truth, replicates, seed + 3)
     if name == "gaussians25_meg":
-        without = once("played without", play, law.truth, False, replicates, seed)["generator"]
+        without = once("played without", play, law, False, replicates, seed)["generator"]
         without = built("generator", without)
         networks["generator_without"] = (without, mlp, GENERATOR)
         found = score(without, law.truth, replicates, seed + 3)
@@ -334,7 +335,7 @@ def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
         "energy": ENERGY,
         "information": INFORMATION,
         **TRAINING,
-        "n_steps": N_STEPS,
+        "steps": LAWS[name].steps,
         "penalty": PENALTY,
         "finish": {**FINISH, "average": AVERAGE, "n_records": N_RECORDS},
         "pool": {
@@ -358,7 +359,7 @@ def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--refit-steps", type=runs.at_least(1), default=1500)
+    parser.add_argument("--refit-steps", type=runs.at_least(1), default=600)
     parser.add_argument("--replicates", type=runs.at_least(2), default=10)
     args = runs.parse(parser, argv)
     how = args.refit_steps, args.replicates
