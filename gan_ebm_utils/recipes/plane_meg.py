@@ -3,15 +3,15 @@
     python -m gan_ebm_utils.recipes.plane_meg
 
 writes the checkpoints `gaussians25_meg` and `swiss_roll_meg`. Both hold `generator` and
-`information`, the function T of the entropy term, as the game has left them; `energy_played`, the
-energy after the game; `energy`, the same after further steps of maximum likelihood; and
-`discriminator`, the log ratio of that energy's density to the generator's. The first also holds
-`generator_without`, from a game without the entropy term. The energy of the game is no density of
-the data, since the generator's draws, its negatives, are not draws of the energy. In the further
-steps they are weighted until they are; `course` holds the KL divergence (in nats) along the way,
-and along the way of two controls: with persistent chains that begin at the generator's draws, and
-without the generator. It takes about half an hour on one CPU core; a run that is cut off goes on
-after the last part that was finished.
+`energy_played` as the game has left them, and `energy`, the latter after further steps of maximum
+likelihood. The first also holds `information`, the function T of the entropy term; `discriminator`,
+the log ratio of the density of `energy` to the generator's; and `generator_without`, from a game
+without the entropy term. The energy of the game is no density of the data, since the generator's
+draws, its negatives, are not draws of the energy. In the further steps they are weighted until they
+are; `course` holds the KL divergence (in nats) along the way, and along the way of two controls:
+with persistent chains that begin at the generator's draws, and without the generator. It takes
+about half an hour on one CPU core; a run that is cut off goes on after the last part that was
+finished.
 """
 
 from __future__ import annotations
@@ -273,9 +273,10 @@ def score(generator: nn.Module, truth: Distribution, replicates: int, seed: int)
 def parts_of(name: str, refit_steps: int) -> dict[str, float]:
     """The parts of a checkpoint, with how long each takes beside the others."""
     game, end = LAWS[name].steps
-    sizes = {"played": 1.5 * game, "weighted": end, "refitted": refit_steps}
+    sizes = {"played": 1.5 * game, "weighted": end}
     if name == "gaussians25_meg":
-        sizes |= {"played without": 1.2 * game, "chains": CHAINS["n_steps"], "wide": end}
+        sizes |= {"refitted": refit_steps, "played without": 1.2 * game}
+        sizes |= {"chains": CHAINS["n_steps"], "wide": end}
     return {f"{name}, {part}": size for part, size in sizes.items()}
 
 
@@ -294,20 +295,21 @@ def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run)
     played = once("played", play, law, True, replicates, seed)
     ended = once("weighted", finish, law, played, "weighted", replicates, seed + 1)
     generator, energy = built("generator", played["generator"]), built("energy", ended["energy"])
-    gan = Gan(generator, None, GENERATOR["in_features"])
-    how = law.blur, refit_steps, replicates, seed + 2
-    judge = mlp(**REFITTED, replicates=replicates, generator=seeded(seed))
-    judge = rounded(judge, once("refitted", refit, gan, energy, *how))
     networks = {
         "generator": (generator, mlp, GENERATOR),
-        "information": (built("information", played["information"]), mlp, INFORMATION),
         "energy_played": (built("energy", played["energy"]), energy_mlp, ENERGY),
         "energy": (energy, energy_mlp, ENERGY),
-        "discriminator": (judge, mlp, REFITTED),
     }
     tensors = {"course": ended["course"], "kl": kl(energy, law.truth, replicates)}
     tensors |= score(generator, law.truth, replicates, seed + 3)
     if name == "gaussians25_meg":
+        gan = Gan(generator, None, GENERATOR["in_features"])
+        how = law.blur, refit_steps, replicates, seed + 2
+        judge = mlp(**REFITTED, replicates=replicates, generator=seeded(seed))
+        judge = rounded(judge, once("refitted", refit, gan, energy, *how))
+        networks["discriminator"] = (judge, mlp, REFITTED)
+        information = built("information", played["information"])
+        networks["information"] = (information, mlp, INFORMATION)
         without = once("played without", play, law, False, replicates, seed)["generator"]
         without = built("generator", without)
         networks["generator_without"] = (without, mlp, GENERATOR)
@@ -343,8 +345,6 @@ def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
             "sizes": [N_CENTRES, N_POOL, N_CANDIDATES],
             "wide": [WIDE_SHARE, WIDE],
         },
-        "refitted": REFITTED,
-        "refit": {**REFIT, "steps": refit_steps},
         "box": BOX,
         "n_cells": N_CELLS,
         "n_samples": N_SAMPLES,
@@ -352,6 +352,7 @@ def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
         "replicates": replicates,
     }
     if name == "gaussians25_meg":
+        given |= {"refitted": REFITTED, "refit": {**REFIT, "steps": refit_steps}}
         given |= {"controls": CONTROLS, "chains": CHAINS, "std": STD, "n_std": N_STD}
     return given
 
