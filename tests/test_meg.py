@@ -27,20 +27,21 @@ def rng(seed=0):
 # --- the checkpoints ---
 
 
-@pytest.fixture(scope="module", params=plane_meg.LAWS)
-def stored(request):
-    return request.param, checkpoints.load(request.param)
-
-
-def test_the_stored_networks_are_those_of_the_recipe(stored, monkeypatch):
-    name, found = stored
+@pytest.mark.parametrize("name", plane_meg.NAMES)
+def test_the_stored_checkpoints_are_those_of_the_recipe(name, monkeypatch):
+    found = checkpoints.load(name).card["settings"]
 
     def settings():
         return json.loads(json.dumps(plane_meg.settings_of(name, 600, 10)))
 
-    assert found.card["settings"] == settings()
+    assert found == settings()
     monkeypatch.setattr(plane_meg, "PENALTY", 0.2)
-    assert found.card["settings"] != settings()
+    assert found != settings()
+
+
+@pytest.fixture(scope="module", params=plane_meg.LAWS)
+def stored(request):
+    return request.param, checkpoints.load(request.param)
 
 
 def test_the_energy_becomes_a_density_after_the_game_and_not_in_it(stored):
@@ -64,13 +65,23 @@ def grid():
     return checkpoints.load("gaussians25_meg")
 
 
-def test_the_entropy_term_keeps_modes(grid):
+def test_generators_score_as_stored(grid):
+    for key, which in (("", "generator"), ("without/", "generator_without")):
+        x = grid.networks[which](randn(10, 10_000, 2, generator=rng(1)))
+        report = metrics.mode_report(x, gaussian_grid().means, 0.05, n_std=4)
+        assert (report.recovered - grid.tensors[f"{key}recovered"]).abs().max() <= 1
+        high_quality = grid.tensors[f"{key}high_quality"]
+        assert torch.allclose(report.high_quality.float(), high_quality, atol=0.02)
+        assert not torch.allclose(report.high_quality.float().roll(1), high_quality, atol=0.02)
+
+
+def test_the_entropy_term_keeps_modes_where_the_energy_takes_few_steps(grid):
+    sweep = checkpoints.load("meg_sweep").tensors
+    recovered = {key: sweep[f"1 {key}/recovered"] for key in ("with", "without")}
+    assert (recovered["with"] > recovered["without"]).sum() >= 8
+    # With five steps of the energy there is nothing to see: both kinds have all modes.
     assert (grid.tensors["recovered"] == 25).sum() >= 8
-    assert (grid.tensors["without/recovered"] == 25).sum() < 8
-    x = grid.networks["generator"](randn(10, 5000, 2, generator=rng(1)))
-    report = metrics.mode_report(x, gaussian_grid().means, 0.05, n_std=4)
-    assert (report.recovered - grid.tensors["recovered"]).abs().max() <= 1
-    assert torch.allclose(report.high_quality.float(), grid.tensors["high_quality"], atol=0.03)
+    assert (grid.tensors["without/recovered"] == 25).sum() >= 8
 
 
 def test_chains_from_the_generators_draws_leave_no_density(grid):

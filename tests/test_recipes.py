@@ -107,6 +107,7 @@ def test_the_package_is_small_and_which_networks_are_in_half_precision():
     budgets = {
         "ebgan_grid",
         "ebgan_sweep",
+        "meg_sweep",
         *(f"one_budget_{name}" for name in one_budget.GAMES),
     } & types.keys()
     assert {name for name, found in types.items() if found == half} == types.keys() - budgets

@@ -38,7 +38,7 @@ SETTINGS = {
     "plane_ebms": "settings_of(9, 9)",
     "plain_refit": "settings_of({'settings': {'replicates': 9}}, 9)",
     "plane_gans": "[settings_of(name, 9, 9) for name in GAMES]",
-    "plane_meg": "[settings_of(name, 9, 9) for name in LAWS]",
+    "plane_meg": "[settings_of(name, 9, 9) for name in NAMES]",
 }
 # What is stored or drawn to look at, when all is finished.
 FREE = {("mnist_features", "N_CHECK"), ("ebgan_grid", "SECONDS")}

@@ -2,16 +2,18 @@
 
     python -m gan_ebm_utils.recipes.plane_meg
 
-writes the checkpoints `gaussians25_meg` and `swiss_roll_meg`. Both hold `generator` and
+writes three checkpoints. `gaussians25_meg` and `swiss_roll_meg` hold `generator` and
 `energy_played` as the game has left them, and `energy`, the latter after further steps of maximum
 likelihood. The first also holds `information`, the function T of the entropy term; `discriminator`,
 the log ratio of the density of `energy` to the generator's; and `generator_without`, from a game
-without the entropy term. The energy of the game is no density of the data, since the generator's
-draws, its negatives, are not draws of the energy. In the further steps they are weighted until they
-are; `course` holds the KL divergence (in nats) along the way, and along the way of two controls:
-with persistent chains that begin at the generator's draws, and without the generator. It takes
-about half an hour on one CPU core; a run that is cut off goes on after the last part that was
-finished.
+without the entropy term. `meg_sweep` holds scores of generators from games with fewer steps of the
+energy to one of the generator, with the term and without it.
+
+The energy of the game is no density of the data, since the generator's draws, its negatives, are
+not draws of the energy. In the further steps they are weighted until they are; `course` holds the
+KL divergence (in nats) along the way, and along the way of two controls: with persistent chains
+that begin at the generator's draws, and without the generator. All takes about half an hour on one
+CPU core; a run that is cut off goes on after the last part that was finished.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +75,8 @@ LAWS = {
     "swiss_roll_meg": Law(swiss_roll(), (1000, 1000), 0.05),
 }
 CONTROLS = ("chains", "wide")  # of the steps after the game
+D_STEPS = (1, 2)  # of the energy to one of the generator, in `meg_sweep`
+NAMES = (*LAWS, "meg_sweep")
 
 
 class Player(nn.Module):
@@ -107,7 +112,13 @@ def minus_information(gan: Gan, z: Tensor, x: Tensor, generator: torch.Generator
     return -losses.jsd_information(information(torch.cat([x, z], dim=2)), information(product))
 
 
-def play(law: Law, has_entropy: bool, replicates: int, seed: int) -> dict[str, Any]:
+def play(
+    law: Law,
+    has_entropy: bool,
+    replicates: int,
+    seed: int,
+    d_steps: int = TRAINING["d_steps"],
+) -> dict[str, Any]:
     """The weights of the players after all steps of their game."""
     rng = seeded(seed)
     networks = new_networks(replicates, rng)
@@ -122,7 +133,7 @@ def play(law: Law, has_entropy: bool, replicates: int, seed: int) -> dict[str, A
         replicates=replicates,
         penalty=penalty,
         g_penalty=minus_information if has_entropy else None,
-        **TRAINING,
+        **{**TRAINING, "d_steps": d_steps},
     )
     return {name: network.state_dict() for name, network in networks.items()}
 
@@ -270,8 +281,35 @@ def score(generator: nn.Module, truth: Distribution, replicates: int, seed: int)
     return {key: values.float().cpu() for key, values in found.items()}
 
 
+def variants() -> dict[str, tuple[bool, int]]:
+    """Whether a game of `meg_sweep` has the entropy term, and its steps of the energy."""
+    return {f"{d} {kind}": (kind == "with", d) for d in D_STEPS for kind in ("with", "without")}
+
+
+def make_sweep(replicates: int, seed: int, run: runs.Run) -> runs.Made:
+    """The scores of the generators of `meg_sweep`, whose networks are not stored."""
+    law, tensors, seconds = LAWS["gaussians25_meg"], {}, []
+    for part, (has_entropy, d_steps) in variants().items():
+        game = partial(play, law, has_entropy, replicates, seed, d_steps)
+        played, took = run.once(f"meg_sweep, {part}", game)
+        generator = new_networks(replicates, seeded(seed))["generator"]
+        found = score(rounded(generator, played["generator"]), law.truth, replicates, seed + 3)
+        tensors |= {f"{part}/{key}": values for key, values in found.items()}
+        seconds.append(took)
+    return {}, tensors, {**intervals(tensors), "seconds": round(sum(seconds), 1)}
+
+
+def intervals(tensors: dict[str, Tensor]) -> dict[str, list[float]]:
+    """Mean and 95 % interval over replicates; of a course, those at its end."""
+    last = {key: values[-1] if "course" in key else values for key, values in tensors.items()}
+    return {key: list(metrics.mean_interval(values.double())[:3]) for key, values in last.items()}
+
+
 def parts_of(name: str, refit_steps: int) -> dict[str, float]:
     """The parts of a checkpoint, with how long each takes beside the others."""
+    if name == "meg_sweep":
+        steps, _ = LAWS["gaussians25_meg"].steps
+        return {f"{name}, {part}": steps * (0.2 + d / 4) for part, (_, d) in variants().items()}
     game, end = LAWS[name].steps
     sizes = {"played": 1.5 * game, "weighted": end}
     if name == "gaussians25_meg":
@@ -282,6 +320,8 @@ def parts_of(name: str, refit_steps: int) -> dict[str, float]:
 
 def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run) -> runs.Made:
     """Networks, tensors and scores of the checkpoint `name`, from the finished parts of `run`."""
+    if name == "meg_sweep":
+        return make_sweep(replicates, seed, run)
     law, seconds = LAWS[name], []
 
     def once(part: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -318,11 +358,7 @@ def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run)
         for control in CONTROLS:
             found = once(control, finish, law, played, control, replicates, seed + 1)
             tensors[f"course/{control}"] = found["course"]
-    scores = {
-        key: list(metrics.mean_interval((values[-1] if "course" in key else values).double())[:3])
-        for key, values in tensors.items()
-    }
-    scores["kl_played"] = list(metrics.mean_interval(ended["course"][0].double())[:3])
+    scores = intervals({**tensors, "kl_played": ended["course"][0]})
     half = {
         key: (network.half(), build, {**layers, "replicates": replicates})
         for key, (network, build, layers) in networks.items()
@@ -332,6 +368,12 @@ def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run)
 
 def settings_of(name: str, refit_steps: int, replicates: int) -> dict[str, Any]:
     """Everything that the checkpoint `name` depends on, but for the seed."""
+    if name == "meg_sweep":
+        grid = settings_of("gaussians25_meg", refit_steps, replicates)
+        of_game = ("generator", "energy", "information", "penalty", "batch_size", "learning_rate")
+        scored = ("betas", "n_samples", "n_distance", "std", "n_std", "replicates")
+        own = {"variants": variants(), "n_steps": grid["steps"][0]}
+        return own | {key: grid[key] for key in (*of_game, *scored)}
     given = {
         "generator": GENERATOR,
         "energy": ENERGY,
@@ -364,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--replicates", type=runs.at_least(2), default=10)
     args = runs.parse(parser, argv)
     how = args.refit_steps, args.replicates
-    wanted = {name: (settings_of(name, *how), parts_of(name, args.refit_steps)) for name in LAWS}
+    wanted = {name: (settings_of(name, *how), parts_of(name, args.refit_steps)) for name in NAMES}
     how = *how, args.seed
     runs.make_checkpoints("plane_meg", wanted, lambda name, run: make(name, *how, run), args)
 
