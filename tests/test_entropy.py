@@ -95,7 +95,9 @@ def test_the_stand_in_is_the_sum_over_units():
 
 def test_the_stand_in_takes_the_norms_of_images():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False))
-    assert float(scale_entropy(network).detach()) == pytest.approx(2 * math.log(2 * math.pi * math.e))
+    assert float(scale_entropy(network).detach()) == pytest.approx(
+        2 * math.log(2 * math.pi * math.e)
+    )
 
 
 def test_the_stand_in_needs_batch_normalisation():
