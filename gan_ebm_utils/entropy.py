@@ -4,9 +4,11 @@ import math
 
 import torch
 from scipy.special import digamma
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan_ebm_utils.base import check_count, check_samples, check_shape, distances
+
+_GAUSSIAN = math.log(2 * math.pi * math.e) / 2  # the entropy of N(0, 1)
 
 
 def nearest_neighbour_entropy(x: Tensor, k: int = 3) -> Tensor:
@@ -43,3 +45,41 @@ def nearest_neighbour_entropy(x: Tensor, k: int = 3) -> Tensor:
         )
     log_ball = dim / 2 * math.log(math.pi) - math.lgamma(dim / 2 + 1)
     return digamma(n) - digamma(k) + log_ball + dim * delta.log().mean(dim=1)
+
+
+def gaussian_bound(x: Tensor) -> Tensor:
+    """sum_i log(2 pi e Var x_i) / 2 of samples (R, n, d), in nats, (R,): at least their entropy.
+
+    It is the entropy of independent Gaussians with the variances of the coordinates. Gradients pass
+    through it. It is -inf where a coordinate does not vary.
+
+    Raises ValueError for other shapes and for samples that are not finite.
+
+    >>> x = torch.randn(1, 4000, 2, generator=torch.Generator().manual_seed(0))
+    >>> bool((gaussian_bound(x) - math.log(2 * math.pi * math.e)).abs() < 0.1)
+    True
+    """
+    check_shape(x=(x, "R n d"))
+    check_samples(x=x)
+    return (_GAUSSIAN + x.var(dim=1, correction=0).log() / 2).sum(dim=1)
+
+
+def scale_entropy(network: nn.Module, replicates: int = 1) -> Tensor:
+    """sum_i log(2 pi e gamma_i^2) / 2 over all batch-normalised units of `network`, (R,).
+
+    It is the stand-in for the entropy of a generator's samples of Kim and Bengio (2016,
+    arXiv:1606.03439): each unit counts as a Gaussian whose standard deviation is the gamma of its
+    batch normalisation. It bounds no entropy. The units of one layer lie side by side, replicate
+    after replicate, as those of `networks.StackedBatchNorm` do.
+
+    Raises ValueError for a network without batch normalisation.
+
+    >>> from torch import nn
+    >>> bool(scale_entropy(nn.BatchNorm1d(2)) == torch.tensor(2 * math.pi * math.e).log())
+    True
+    """
+    norms = (m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    gammas = [norm.weight.reshape(replicates, -1) for norm in norms if norm.affine]
+    if not gammas:
+        raise ValueError("the network has no batch normalisation; give mlp(..., batch_norm=True)")
+    return (_GAUSSIAN + torch.cat(gammas, dim=1).abs().log()).sum(dim=1)

@@ -29,6 +29,7 @@ OPTIONS = {
     "one_budget": ["gaussians25", "--n", "200"],
     "plain_refit": ["--refit-steps", "5"],
     "plane_begans": ["--replicates", "2"],
+    "plane_directed": ["--replicates", "2"],
     "plane_ebgans": ["--refit-steps", "5", "--replicates", "2"],
     "plane_ebms": ["--steps", "10", "--replicates", "2"],
     "plane_gans": ["--refit-steps", "5", "--replicates", "2"],
@@ -66,6 +67,12 @@ def make_tiny(recipe):
         for name, game in module.GAMES.items():
             game.settings["n_steps"] = 4
             module.GAMES[name] = game._replace(n_scored=50)
+    if recipe == "plane_directed":
+        module.EVERY, module.N_COURSE, module.N_CELLS = 2, 20, 100
+        module.N_SAMPLES, module.N_EMD, module.N_SHOWN = 50, 50, 20
+        module.DESCENT["n_steps"] = module.GAME["n_steps"] = 3
+        module.GAME["g_steps"] = 1
+        module.FIXED, module.LEARNED = ("none", "1", "coordinates", "exact"), ("1", "exact")
     if recipe == "plane_ebgans":
         module.N_SAMPLES, module.N_SHOWN = 50, 20
         module.refit.__globals__["N_REFIT"] = 200

@@ -115,6 +115,11 @@ def network(build, *shape):
     return case
 
 
+def flow(at):
+    made, z = networks.CouplingFlow(2, (8,), R, generator=rng(at)), normal(at, R, 5, 2)
+    return made, made(z), made.entropy(z)
+
+
 def train(name, *arguments, **settings):
     def case(at):
         gan = gan_at(at)
@@ -313,6 +318,16 @@ MADE = {  # what they return lies where their inputs lie
     "networks.StackedLinear": network(
         lambda g: networks.StackedLinear(2, 3, R, generator=g), R, 5, 2
     ),
+    "networks.StackedBatchNorm": lambda at: networks.StackedBatchNorm(2, R, torch.device(at))(
+        normal(at, R, 5, 2)
+    ),
+    "networks.Experts": network(
+        lambda g: networks.Experts(networks.StackedLinear(2, 3, R, generator=g), 2, R), R, 5, 2
+    ),
+    "networks.product_of_experts": network(
+        lambda g: networks.product_of_experts(2, (8,), 3, R, generator=g), R, 5, 2
+    ),
+    "networks.CouplingFlow": flow,
     "networks.FourierFeatures": network(
         lambda g: networks.FourierFeatures(2, 3, 1.0, generator=g), R, 5, 2
     ),
@@ -323,7 +338,10 @@ MADE = {  # what they return lies where their inputs lie
         lambda g: networks.spectral_norm(networks.StackedLinear(2, 3, R, generator=g)), R, 5, 2
     ),
     "networks.mlp": network(
-        lambda g: networks.mlp(2, (8,), None, R, generator=g, fourier=(4, 1.0)), R, 5, 2
+        lambda g: networks.mlp(2, (8,), None, R, generator=g, fourier=(4, 1.0), batch_norm=True),
+        R,
+        5,
+        2,
     ),
     "networks.Autoencoder": network(
         lambda g: networks.Autoencoder((2,), (4,), 3, R, generator=g), R, 5, 2
@@ -419,6 +437,10 @@ SCORED = {  # what they return is a score, or was stored, on the CPU
     "runs.read": stored,
     "calibration.diagnose": lambda at: calibration.diagnose(
         gan_at(at), normal(CPU, 200, 2), rng(at), replicates=R, n_draws=300
+    ),
+    "entropy.gaussian_bound": lambda at: entropy.gaussian_bound(normal(at, R, 9, 2)),
+    "entropy.scale_entropy": lambda at: entropy.scale_entropy(
+        networks.mlp(2, (8,), 2, R, generator=rng(at), batch_norm=True), R
     ),
     "entropy.nearest_neighbour_entropy": lambda at: entropy.nearest_neighbour_entropy(
         normal(at, R, 9, 2)

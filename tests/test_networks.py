@@ -10,19 +10,24 @@ from torch import nn
 
 from gan_ebm_utils import losses
 from gan_ebm_utils.base import randn, seeded
+from gan_ebm_utils.entropy import nearest_neighbour_entropy
 from gan_ebm_utils.networks import (
     Autoencoder,
     Confined,
     ConvDiscriminator,
     ConvGenerator,
+    CouplingFlow,
+    Experts,
     FeatureDiscriminator,
     FourierFeatures,
     MnistClassifier,
     NoisyGenerator,
     SpectralNorm,
+    StackedBatchNorm,
     StackedLinear,
     energy_mlp,
     mlp,
+    product_of_experts,
     spectral_norm,
 )
 from gan_ebm_utils.training import fit_discriminator
@@ -515,3 +520,104 @@ def test_samples_of_another_shape_are_named():
         Autoencoder((1, 0), (5,), 3, generator=rng())
     with pytest.raises(ValueError, match="code_dim|out_features"):
         Autoencoder((2,), (5,), 0, generator=rng())
+
+
+# --- batch normalisation ---
+
+
+def test_each_replicate_and_unit_is_normalised_by_itself():
+    x = 5 * randn(3, 400, 2, generator=rng()) + torch.arange(3.0)[:, None, None]
+    norm = StackedBatchNorm(2, 3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(1.0, 7.0))
+        norm.bias.copy_(torch.arange(6.0))
+    y = norm(x)
+    for r in range(3):
+        own = nn.BatchNorm1d(2)
+        with torch.no_grad():
+            own.weight.copy_(norm.weight[2 * r : 2 * r + 2])
+            own.bias.copy_(norm.bias[2 * r : 2 * r + 2])
+        torch.testing.assert_close(y[r], own(x[r]))
+        torch.testing.assert_close(norm.running_var[2 * r : 2 * r + 2], own.running_var)
+    norm.eval()
+    torch.testing.assert_close(norm(x[:, :7]), norm(x)[:, :7])  # depends on no batch
+    norm.train()
+    assert not torch.allclose(norm(x[:, :7]), norm(x)[:, :7])  # the control
+
+
+def test_hidden_layers_are_normalised_and_the_last_is_not():
+    network = mlp(2, (8, 8), 3, 2, batch_norm=True, generator=rng())
+    kinds = [type(layer).__name__ for layer in network]
+    hidden = ["StackedLinear", "StackedBatchNorm", "SiLU"]
+    assert kinds == [*hidden, *hidden, "StackedLinear"]
+    plain = mlp(2, (8, 8), 3, 2, generator=rng())
+    assert all(torch.equal(network[3 * i].weight, plain[2 * i].weight) for i in range(3))
+    assert mlp(2, (8,), batch_norm=True, generator=rng())(torch.ones(1, 5, 2)).shape == (1, 5)
+
+
+def test_bad_input_of_batch_normalisation():
+    with pytest.raises(ValueError, match="features"):
+        StackedBatchNorm(0, 2)
+    with pytest.raises(ValueError, match=r"x must be \(3, n, 2\); got \(2, 5, 3\)"):
+        StackedBatchNorm(2, 3)(torch.zeros(2, 5, 3))
+
+
+# --- products of experts ---
+
+
+def test_the_energy_of_a_product_of_experts():
+    energy = product_of_experts(2, (8,), 4, 3, scale=1.5, generator=rng())
+    with torch.no_grad():
+        energy.function.bias.normal_(generator=rng(1))
+    x = randn(3, 5, 2, generator=rng(2))
+    votes, b = energy.function.network(x), energy.function.bias
+    assert votes.shape == (3, 5, 4)
+    expected = x.square().sum(dim=2) / (2 * 1.5**2) - (b * x).sum(dim=2)
+    expected = expected - (1 + votes.exp()).log().sum(dim=2)
+    torch.testing.assert_close(energy(x), expected)
+
+
+def test_the_confining_term_holds_the_experts():
+    energy = product_of_experts(2, (8,), 4, 3, generator=rng())
+    far = 1e4 * F.normalize(randn(3, 100, 2, generator=rng(1)), dim=2)
+    with torch.no_grad():
+        assert (energy(far) > 0).all()
+        assert (energy.function(far).amin(dim=1) < -100).all()  # the control, without the term
+    assert isinstance(energy, Confined) and isinstance(energy.function, Experts)
+
+
+# --- invertible generators ---
+
+
+def flow_away_from_the_identity():
+    flow = CouplingFlow(4, (16,), 3, generator=rng()).double()
+    with torch.no_grad():
+        for net in flow.nets:
+            net[-1].weight.mul_(10)
+    return flow
+
+
+def test_the_determinant_of_a_flow_is_that_of_its_jacobian():
+    flow, z = flow_away_from_the_identity(), randn(3, 1, 2, generator=rng(1)).double()
+    x, log_det = flow.with_log_det(z)
+    torch.testing.assert_close(flow(z), x)
+    jacobian = torch.autograd.functional.jacobian(lambda z: flow(z).sum(dim=0)[0], z)[:, :, 0]
+    expected = torch.stack([jacobian[:, r].det().abs().log() for r in range(3)])
+    torch.testing.assert_close(log_det[:, 0], expected)
+    assert (log_det.abs() > 0.01).all()  # the control: it is not that of the identity
+
+
+def test_the_entropy_of_a_flow_is_that_of_its_neighbours():
+    flow, z = flow_away_from_the_identity(), randn(3, 4000, 2, generator=rng(1)).double()
+    with torch.no_grad():
+        found, normal = flow.entropy(z), math.log(2 * math.pi * math.e)
+        estimated = nearest_neighbour_entropy(flow(z))
+    torch.testing.assert_close(found, estimated, atol=0.1, rtol=0)
+    assert (found - normal).abs().max() > 0.3  # the control: it is not that of the latents
+
+
+def test_a_flow_takes_latents_of_the_plane():
+    with pytest.raises(ValueError, match=r"z must be \(R, n, 2\)"):
+        CouplingFlow(generator=rng())(torch.zeros(1, 5, 3))
+    with pytest.raises(ValueError, match="n_layers"):
+        CouplingFlow(0, generator=rng())

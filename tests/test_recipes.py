@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from gan_ebm_utils import checkpoints, datasets, networks, runs
+from gan_ebm_utils import checkpoints, datasets, entropy, networks, runs
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import gaussian_grid
 from gan_ebm_utils.energies import ReconstructionError
@@ -27,6 +27,7 @@ from gan_ebm_utils.recipes import (
     one_budget,
     plain_refit,
     plane_begans,
+    plane_directed,
     plane_ebgans,
     plane_ebms,
     plane_gans,
@@ -441,6 +442,57 @@ def test_fresh_digits_are_of_two_sets():
     images = datasets.digits().images.flatten(1)
     twice = len(images) - len(images.unique(dim=0))  # digits that the set holds twice
     assert same.sum() <= 2 * twice
+
+
+# --- plane_directed ---
+
+
+def test_the_stored_directed_models_are_those_of_the_recipe():
+    stored = checkpoints.load("plane_directed")
+    assert stored.card["settings"] == json.loads(json.dumps(plane_directed.settings_of(10)))
+    assert {*stored.networks} == {
+        f"energy_{name}_{kind}" for name in plane_directed.LAWS for kind in plane_directed.LEARNED
+    }
+    records = plane_directed.DESCENT["n_steps"] // plane_directed.EVERY
+    for kind in plane_directed.FIXED:
+        own = "exact" if kind == "exact" else "stand_in"
+        for key in ("entropy", "bound", own):
+            assert stored.tensors[f"fixed/{kind}/course/{key}"].shape == (records, 10)
+
+
+@pytest.mark.parametrize("kind", plane_directed.LEARNED)
+def test_the_stored_directed_energies_score_as_their_tensors_say(kind):
+    stored, ring = checkpoints.load("plane_directed"), plane_directed.LAWS["ring"]
+    energy = stored.networks[f"energy_ring_{kind}"]
+    found = kl_to_truth(energy, ring, plane_directed.BOX, 10, 200).float()
+    torch.testing.assert_close(found, stored.tensors[f"ring/{kind}/kl"], atol=0.02, rtol=0.02)
+
+
+def test_the_term_of_each_kind():
+    generator, latent_dim = plane_directed.new_generator("0.1", 2, seeded(0, "cpu"))
+    z = randn(2, 50, latent_dim, generator=seeded(1, "cpu"))
+    x = generator(z)
+    term = plane_directed.entropy_term
+    assert term("none", generator, z, x) == 0
+    torch.testing.assert_close(term("0.1", generator, z, x), 0.1 * term("1", generator, z, x))
+    torch.testing.assert_close(term("coordinates", generator, z, x), entropy.gaussian_bound(x))
+    flow, latent_dim = plane_directed.new_generator("exact", 2, seeded(0, "cpu"))
+    z = randn(2, 50, latent_dim, generator=seeded(1, "cpu"))
+    torch.testing.assert_close(term("exact", flow, z, flow(z)), flow.entropy(z))
+
+
+def test_draws_that_coincide_have_no_entropy():
+    x = randn(2, 50, 2, generator=seeded(0, "cpu"))
+    x[1] = 0
+    found = plane_directed.entropies(x)
+    assert found[0].isfinite() and found[1] == -math.inf
+
+
+def test_modes_are_counted_by_their_share():
+    ring = plane_directed.LAWS["ring"]
+    x = ring.means[[0] * 96 + [1] * 4].expand(2, -1, -1).clone()  # 25 % of a share is 3.1 of 100
+    x[1, 96:98] = ring.means[2]
+    assert plane_directed.modes(x).tolist() == [2, 1]
 
 
 # --- plane_ebgans ---

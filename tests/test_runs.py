@@ -34,6 +34,7 @@ SETTINGS = {
         for size in bench.sizes(use)
     ]""",
     "plane_begans": "[settings_of(game, game.replicates) for game in GAMES.values()]",
+    "plane_directed": "settings_of(9)",
     "plane_ebgans": "[settings_of(name, 9, 9) for name in NAMES]",
     "plane_ebms": "settings_of(9, 9)",
     "plain_refit": "settings_of({'settings': {'replicates': 9}}, 9)",

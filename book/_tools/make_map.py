@@ -42,6 +42,7 @@ CHAPTERS = {
     "07": "07_mh_gan",
     "08": "08_ddls",
     "09": "09_transport",
+    "11": "11_deep_directed",
     "B": "B_latent_chains",
 }
 # (row, column, method, kind, chapter); None: the chapter is in preparation.
@@ -62,7 +63,7 @@ METHODS = (
     ("critic", "samples", "DOT", "nothing", "09"),
     ("error", "once", "EBGAN", "game", "04"),
     ("error", "once", "BEGAN", "game", "05"),
-    ("energy", "once", "deep directed", "likelihood", None),
+    ("energy", "once", "deep directed", "likelihood", "11"),
     ("energy", "once", "MEG", "likelihood", None),
     ("energy", "once", "VERA", "likelihood", None),
     ("energy", "latents", "MEG with MALA", "likelihood", None),

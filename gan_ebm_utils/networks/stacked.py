@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gan_ebm_utils.base import check_count, check_positive, rand, randn
+from gan_ebm_utils.base import check_count, check_positive, check_shape, rand, randn
 
 
 class StackedLinear(nn.Module):
@@ -49,6 +49,35 @@ class StackedLinear(nn.Module):
             # A matrix product with one column takes twice as long, forward and backward.
             return (x * weight.mT).sum(dim=2, keepdim=True) + self.bias
         return torch.baddbmm(self.bias, x, weight)
+
+
+class StackedBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation of each replicate and unit by itself: gamma (x - m) / s + beta.
+
+    Maps (R, n, d) to the same shape; the mean m and standard deviation s are those of the batch in
+    training mode, and running averages in evaluation mode (Ioffe and Szegedy 2015,
+    arXiv:1502.03167). It is PyTorch's own over the R d units side by side, so that `weight`, the
+    gammas, and `bias`, the betas, are (R d,).
+
+    Raises ValueError for sizes below 1 and, when called, for inputs of another shape.
+
+    >>> x = 3 + torch.randn(5, 100, 2, generator=torch.Generator().manual_seed(0))
+    >>> bool((StackedBatchNorm(2, 5)(x).mean(dim=1).abs() < 1e-5).all())
+    True
+    """
+
+    def __init__(
+        self, features: int, replicates: int, device: torch.device | str | None = None
+    ) -> None:
+        check_count(features=features, replicates=replicates)
+        super().__init__(replicates * features, device=device, dtype=torch.float32)
+        self.shape = replicates, features
+
+    def forward(self, x: Tensor) -> Tensor:
+        replicates, features = self.shape
+        check_shape(x=(x, f"{replicates} n {features}"))
+        flat = x.movedim(0, 1).flatten(1)  # (n, R d)
+        return super().forward(flat).unflatten(1, self.shape).movedim(1, 0)
 
 
 class FourierFeatures(nn.Module):
@@ -130,13 +159,15 @@ def mlp(
     activation: str = "SiLU",
     fourier: tuple[int, float] | None = None,
     spectral: bool = False,
+    batch_norm: bool = False,
 ) -> nn.Sequential:
     """R multilayer perceptrons, (R, n, in_features) to (R, n, out_features).
 
     Without `out_features` each is a scalar function, (R, n, in_features) to (R, n). `fourier` =
     (n_frequencies, scale) puts `FourierFeatures` first. `activation` is the name of one in
     torch.nn. `spectral` normalises each linear layer, which makes the network 1-Lipschitz if its
-    activation is: ReLU is, SiLU has slopes up to 1.1.
+    activation is: ReLU is, SiLU has slopes up to 1.1. `batch_norm` normalises each hidden layer
+    before its activation.
 
     Raises ValueError for sizes below 1, an unknown activation, spectral normalisation after Fourier
     features and, when called, for inputs of another shape.
@@ -157,9 +188,13 @@ def mlp(
     sizes = (in_features, *hidden, 1 if out_features is None else out_features)
     for n_in, n_out in itertools.pairwise(sizes):
         layer = StackedLinear(n_in, n_out, replicates, generator=generator)
-        layers += [spectral_norm(layer) if spectral else layer, getattr(nn, activation)()]
-    # A network ends without an activation, and a scalar function drops its last axis.
-    return nn.Sequential(*layers[:-1], *([nn.Flatten()] if out_features is None else []))
+        layers.append(spectral_norm(layer) if spectral else layer)
+        if batch_norm:
+            layers.append(StackedBatchNorm(n_out, replicates, generator.device))
+        layers.append(getattr(nn, activation)())
+    # A network ends without norm and activation, and a scalar function drops its last axis.
+    layers = layers[: -1 - batch_norm]
+    return nn.Sequential(*layers, *([nn.Flatten()] if out_features is None else []))
 
 
 class Confined(nn.Module):
@@ -200,6 +235,52 @@ def energy_mlp(
     torch.Size([10, 5])
     """
     return Confined(mlp(in_features, hidden, None, **options), scale)
+
+
+class Experts(nn.Module):
+    """f(x) = -b . x - sum_i softplus(u_i(x)), minus the votes of m experts, (R, n, d) to (R, n).
+
+    `network` is u, (R, n, d) to (R, n, m), and b is trained with it. With a confining term it is
+    the energy of a product of experts; without one it falls without end along any ray on which an
+    expert grows (Kim and Bengio 2016, arXiv:1606.03439, section 3.2).
+
+    >>> network = StackedLinear(2, 3, 1, generator=torch.Generator().manual_seed(0))
+    >>> x = torch.zeros(1, 4, 2)
+    >>> torch.equal(Experts(network, 2, 1)(x), -F.softplus(network(x)).sum(dim=2))
+    True
+    """
+
+    def __init__(self, network: nn.Module, in_features: int, replicates: int) -> None:
+        super().__init__()
+        self.network = network
+        device = next(network.parameters()).device
+        self.bias = nn.Parameter(torch.zeros(replicates, 1, in_features, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(self.bias * x).sum(dim=2) - F.softplus(self.network(x)).sum(dim=2)
+
+
+def product_of_experts(
+    in_features: int,
+    hidden: tuple[int, ...],
+    n_experts: int,
+    replicates: int = 1,
+    *,
+    scale: float = 2.0,
+    generator: torch.Generator,
+    **options: Any,
+) -> Confined:
+    """R energies E(x) = |x|^2 / (2 s^2) - b . x - sum_i softplus(u_i(x)), (R, n, d) to (R, n).
+
+    The experts u are the `n_experts` outputs of an `mlp` with `options`; `scale` = s is the one of
+    `Confined` (Kim and Bengio 2016, arXiv:1606.03439, whose sigma^2 is 2 s^2).
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> product_of_experts(2, (64,), 8, 10, generator=g)(torch.zeros(10, 5, 2)).shape
+    torch.Size([10, 5])
+    """
+    network = mlp(in_features, hidden, n_experts, replicates, generator=generator, **options)
+    return Confined(Experts(network, in_features, replicates), scale)
 
 
 class NoisyGenerator(nn.Module):
