@@ -43,6 +43,7 @@ CHAPTERS = {
     "08": "08_ddls",
     "09": "09_transport",
     "11": "11_deep_directed",
+    "12": "12_meg",
     "B": "B_latent_chains",
 }
 # (row, column, method, kind, chapter); None: the chapter is in preparation.
@@ -64,9 +65,9 @@ METHODS = (
     ("error", "once", "EBGAN", "game", "04"),
     ("error", "once", "BEGAN", "game", "05"),
     ("energy", "once", "deep directed", "likelihood", "11"),
-    ("energy", "once", "MEG", "likelihood", None),
+    ("energy", "once", "MEG", "likelihood", "12"),
     ("energy", "once", "VERA", "likelihood", None),
-    ("energy", "latents", "MEG with MALA", "likelihood", None),
+    ("energy", "latents", "MEG with MALA", "likelihood", "12"),
     ("energy", "samples", "EBM", "likelihood", "02"),
     ("energy", "samples", "CoopNets", "likelihood", None),
     ("energy", "samples", "GAN with EBM", "likelihood", None),
