@@ -242,7 +242,7 @@ class Experts(nn.Module):
 
     `network` is u, (R, n, d) to (R, n, m), and b is trained with it. With a confining term it is
     the energy of a product of experts; without one it falls without end along any ray on which an
-    expert grows (Kim and Bengio 2016, arXiv:1606.03439, section 3.2).
+    expert grows (Kim and Bengio 2016, arXiv:1606.03439).
 
     >>> network = StackedLinear(2, 3, 1, generator=torch.Generator().manual_seed(0))
     >>> x = torch.zeros(1, 4, 2)
@@ -273,7 +273,7 @@ def product_of_experts(
     """R energies E(x) = |x|^2 / (2 s^2) - b . x - sum_i softplus(u_i(x)), (R, n, d) to (R, n).
 
     The experts u are the `n_experts` outputs of an `mlp` with `options`; `scale` = s is the one of
-    `Confined` (Kim and Bengio 2016, arXiv:1606.03439, whose sigma^2 is 2 s^2).
+    `Confined` (Kim and Bengio 2016, arXiv:1606.03439).
 
     >>> g = torch.Generator().manual_seed(0)
     >>> product_of_experts(2, (64,), 8, 10, generator=g)(torch.zeros(10, 5, 2)).shape
