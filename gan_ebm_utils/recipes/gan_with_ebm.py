@@ -43,7 +43,7 @@ from gan_ebm_utils.base import (
 from gan_ebm_utils.datasets import digits, minibatches, moons, swiss_roll
 from gan_ebm_utils.networks import Confined, mlp
 from gan_ebm_utils.samplers import ReplayBuffer, langevin, mala, mixture, run_chain
-from gan_ebm_utils.training import EbmHistory, refit_discriminator, train_ebm, train_gan
+from gan_ebm_utils.training import EbmHistory, Penalty, refit_discriminator, train_ebm, train_gan
 
 KINDS = ("plain", "cold", "warm")
 GAMMA = 0.1  # of R1, in all games
@@ -83,7 +83,7 @@ TRAINING = {
     "gan": {"batch_size": 128, "learning_rate": 2e-3, "betas": [0.5, 0.999]},
     "ebm": {
         "cold": {"learning_rate": 1e-4, "betas": [0.0, 0.999]},
-        "warm": {"learning_rate": 2e-3, "betas": [0.5, 0.99]},
+        "warm": {"learning_rate": 3e-3, "betas": [0.5, 0.99]},
     },
     "n_long": 1500,
 }
@@ -97,7 +97,7 @@ PLANE = {
         "warm": {"in_features": 2, "hidden": [64, 64], "fourier": [8, 2.0]},
     },
     "scale": 1.0,
-    "step_sizes": (0.03, 0.006, 0.0015),
+    "step_sizes": (0.01, 0.003, 0.001),
     "replicates": 10,
     "n_scored": 2000,
 }
@@ -221,9 +221,10 @@ class Pipeline:
         size: tuple[int, int],
         rounds: int,
         generator: torch.Generator,
+        penalty: Penalty | None = None,
         **adam: Any,
     ) -> None:
-        self.gan, self.kernel, self.size = gan, kernel, size
+        self.gan, self.kernel, self.size, self.penalty = gan, kernel, size, penalty
         with torch.no_grad():
             first = gan.generator(gan.prior((size[0], BUFFER), generator))
         self.buffer = ReplayBuffer(lambda *_: first, BUFFER, generator, size[0], 0.0)
@@ -254,8 +255,10 @@ class Pipeline:
         """A step of each player of the GAN."""
         with torch.enable_grad():
             d_loss = losses.gan_d_loss(self.gan.discriminator(real), self.gan.discriminator(fake))
-            penalty = r1(self.gan.discriminator, real, fake, generator)
-            self.descend(0, d_loss + penalty)
+            loss = d_loss
+            if self.penalty is not None:
+                loss = loss + self.penalty(self.gan.discriminator, real, fake, generator)
+            self.descend(0, loss)
             with switched_off("requires_grad", self.gan.discriminator.parameters()):
                 d = self.gan.logit(self.gan.prior(self.size, generator))
                 self.descend(1, losses.non_saturating_g_loss(d, d))
@@ -282,7 +285,7 @@ def train(name: str, kind: str, rounds: int, replicates: int, seed: int) -> dict
     else:
         energy, settings = energy_of(game, kind, networks[f"energy_{kind}"]), dict(game.gan)
         size = replicates, settings.pop("batch_size")
-        pipeline = Pipeline(gan, kernel_of(game, kind, energy), size, rounds, rng, **settings)
+        pipeline = Pipeline(gan, kernel_of(game, kind, energy), size, rounds, rng, r1, **settings)
         history: EbmHistory = train_ebm(
             energy,
             data,
@@ -427,8 +430,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=GAMES, help="one checkpoint (default: all)")
     what = f"rounds of each training, a multiple of {EVERY}"
-    parser.add_argument("--rounds", type=runs.at_least(EVERY), default=2000, help=what)
-    parser.add_argument("--refit-steps", type=runs.at_least(1), default=2000)
+    parser.add_argument("--rounds", type=runs.at_least(EVERY), default=1500, help=what)
+    parser.add_argument("--refit-steps", type=runs.at_least(1), default=1500)
     parser.add_argument("--replicates", type=runs.at_least(2), help="(default: 10, 5 on digits)")
     args = runs.parse(parser, argv)
     wanted = {}
