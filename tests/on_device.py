@@ -300,9 +300,7 @@ MADE = {  # what they return lies where their inputs lie
     "losses.gradient_penalty": lambda at: losses.gradient_penalty(
         energy_at(at), normal(at, R, 5, 2), normal(at, R, 5, 2), rng(at)
     ),
-    "losses.jsd_information": lambda at: losses.jsd_information(
-        normal(at, R, 5), normal(at, R, 7)
-    ),
+    "losses.jsd_information": lambda at: losses.jsd_information(normal(at, R, 5), normal(at, R, 7)),
     "losses.pulling_away": lambda at: losses.pulling_away(normal(at, R, 5, 3)),
     "losses.ebgan_d_loss": lambda at: losses.ebgan_d_loss(
         -normal(at, R, 5).abs(), -normal(at, R, 5).abs(), 1.0

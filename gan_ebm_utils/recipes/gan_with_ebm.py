@@ -434,6 +434,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--refit-steps", type=runs.at_least(1), default=1500)
     parser.add_argument("--replicates", type=runs.at_least(2), help="(default: 10, 5 on digits)")
     args = runs.parse(parser, argv)
+    if args.rounds % EVERY:
+        parser.error(f"--rounds must be a multiple of {EVERY}, got {args.rounds}")
     wanted = {}
     for name in [args.only] if args.only else GAMES:
         replicates = args.replicates or GAMES[name].replicates
