@@ -405,7 +405,7 @@ def test_stored_gans_of_the_plane_score_as_their_cards_say(name):
 def test_the_stored_gans_with_energies_are_those_of_the_recipe(name):
     stored, game = checkpoints.load(name), gan_with_ebm.GAMES[name]
     given = stored.card["settings"]
-    settings = gan_with_ebm.settings_of(name, given["rounds"], 1500, game.replicates)
+    settings = gan_with_ebm.settings_of(name, given["rounds"], 2000, game.replicates)
     assert given == json.loads(json.dumps(settings))
     parts = {f"{part}_{kind}" for part in ("generator", "discriminator") for kind in KINDS}
     energies = {"energy_cold", "energy_warm"}

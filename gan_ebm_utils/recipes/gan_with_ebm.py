@@ -14,7 +14,8 @@ KIND/generator scores the draws, KIND/chains the chains that start there, as man
 training, `cold/long` those of an evaluation, KIND/buffer the samples that the chains left in
 training, and data/floor fresh data: by the EMD, (R,), or on digits by precision and coverage,
 (2, R). KIND/kl is the KL divergence from the data of the plane to the energy at each of
-TEMPERATURES, (T, R). It takes about half an hour on one CPU core; a run that is cut off goes on
+TEMPERATURES, (T, R). longer/cold_KEY are the scores of fewer cold trainings with more rounds. It
+takes about half an hour on one CPU core; a run that is cut off goes on
 after the last training that was finished.
 """
 
@@ -52,8 +53,10 @@ SIGMA, BOUND = 0.005, 0.05  # of the cold chains
 ALPHA = {"cold": 0.1, "warm": 0.01}
 BUFFER, FRESH = 8192, 0.05  # samples that are kept, and the share of chains that begin at G(z)
 EVERY = 20  # rounds of a record
+LONGER = {"moons_gan_ebm": (6000, 3)}  # rounds and replicates of a second cold training
 TEMPERATURES = (1.0, 1e-2, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
-REFITTED = [64, 64, 64]
+# Of the refitted discriminator, by the number of its inputs: that of the plane sees narrow modes.
+REFITTED = {2: {"hidden": [64, 64, 64], "fourier": [32, 4.0]}, 64: {"hidden": [128, 128]}}
 REFIT = {"batch_size": 512, "learning_rate": 3e-3}
 BOX, N_CELLS = (-1.0, 1.0, -1.0, 1.0), 200  # where cold chains live
 K = 5  # of precision and coverage
@@ -178,7 +181,8 @@ def layers_of(game: Game, key: str) -> dict[str, Any]:
     """The arguments of `mlp` for the network that is stored as `key`."""
     part, _, kind = key.partition("_")
     if key == "discriminator_refitted":
-        return {"in_features": game.discriminator["in_features"], "hidden": REFITTED}
+        in_features = game.discriminator["in_features"]
+        return {"in_features": in_features, **REFITTED[in_features]}
     return game.energy[kind] if part == "energy" else getattr(game, part)
 
 
@@ -324,13 +328,14 @@ def score(
     buffers: dict[str, Tensor],
     replicates: int,
     seed: int,
+    kinds: tuple[str, ...] = KINDS,
 ) -> dict[str, Tensor]:
     """The scores of each kind's draws, of its chains, and of fresh data."""
     game, rng, data = GAMES[name], seeded(seed), data_of(name)
     size = replicates, game.n_scored
     y = data(size, rng)
     samples, found = {"data/floor": data(size, rng)}, {}
-    for kind in KINDS:
+    for kind in kinds:
         z = randn(*size, game.generator["in_features"], generator=rng)
         x = samples[f"{kind}/generator"] = networks[f"generator_{kind}"](z)
         if kind == "plain":
@@ -350,6 +355,17 @@ def score(
         else:
             found[key] = metrics.emd(x, y).float()
     return found
+
+
+def longer(name: str, seed: int) -> dict[str, Tensor]:
+    """The scores of a cold training of more rounds."""
+    rounds, replicates = LONGER[name]
+    made = train(name, "cold", rounds, replicates, seed)
+    networks = new_networks(GAMES[name], "cold", replicates, seeded(seed))
+    for key, network in networks.items():
+        network.load_state_dict(made["weights"][key])
+        network.eval().requires_grad_(False)
+    return score(name, networks, {"cold": made["buffer"]}, replicates, seed + 1, ("cold",))
 
 
 def divergences(name: str, energy: Energy, replicates: int) -> Tensor:
@@ -372,19 +388,21 @@ def settings_of(name: str, rounds: int, refit_steps: int, replicates: int) -> di
         "buffer": [BUFFER, FRESH],
         "every": EVERY,
         "temperatures": TEMPERATURES,
-        "refitted": REFITTED,
-        "refit": {**REFIT, "steps": refit_steps},
+        "refit": [layers_of(GAMES[name], "discriminator_refitted"), REFIT, refit_steps],
         "cells": [BOX, N_CELLS],
         "k": K,
         "rounds": rounds,
         "replicates": replicates,
+        "longer": LONGER.get(name),
     }
 
 
 def parts_of(name: str, rounds: int, refit_steps: int) -> dict[str, float]:
     """The parts of a checkpoint, with how long each takes beside others."""
-    sizes = {"plain": rounds / 20, "cold": rounds, "warm": rounds}
-    sizes |= {"refitted": refit_steps / 10, "scores": rounds / 2}
+    sizes = {"plain": rounds / 15, "cold": rounds, "warm": rounds, "scores": rounds / 2}
+    sizes |= {"refitted": refit_steps / 5} | dict.fromkeys(
+        ["longer"] * (name in LONGER), 1.5 * rounds
+    )
     return {f"{name}, {part}": size for part, size in sizes.items()}
 
 
@@ -392,9 +410,12 @@ def make(name: str, rounds: int, refit_steps: int, seed: int, run: runs.Run) -> 
     """Networks, tensors and scores of the checkpoint `name`, from the finished parts of `run`."""
     game, replicates = GAMES[name], run.given["settings"]["replicates"]
     networks, tensors, buffers, seconds = {}, {}, {}, 0.0
+    # The refit comes last: all else is what it is without it.
+    alone = {key: value for key, value in run.given["settings"].items() if key != "refit"}
+    alone = {**run.given, "settings": alone}
     for kind in KINDS:
         made, took = run.once(
-            f"{name}, {kind}", lambda kind=kind: train(name, kind, rounds, replicates, seed)
+            f"{name}, {kind}", lambda kind=kind: train(name, kind, rounds, replicates, seed), alone
         )
         seconds += took
         for key, network in new_networks(game, kind, replicates, seeded(seed)).items():
@@ -411,8 +432,12 @@ def make(name: str, rounds: int, refit_steps: int, seed: int, run: runs.Run) -> 
     networks[key] = mlp(**layers_of(game, key), **how)
     networks[key].load_state_dict(weights)
     scores, took = run.once(
-        f"{name}, scores", lambda: score(name, networks, buffers, replicates, seed + 2)
+        f"{name}, scores", lambda: score(name, networks, buffers, replicates, seed + 2), alone
     )
+    if name in LONGER:
+        more, took = run.once(f"{name}, longer", lambda: longer(name, seed + 3), alone)
+        scores |= {f"longer/{key.replace('/', '_')}": values for key, values in more.items()}
+        seconds += took
     built = {
         key: (network, mlp, {**layers_of(game, key), "replicates": replicates})
         for key, network in networks.items()
@@ -431,7 +456,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=GAMES, help="one checkpoint (default: all)")
     what = f"rounds of each training, a multiple of {EVERY}"
     parser.add_argument("--rounds", type=runs.at_least(EVERY), default=1500, help=what)
-    parser.add_argument("--refit-steps", type=runs.at_least(1), default=1500)
+    parser.add_argument("--refit-steps", type=runs.at_least(1), default=2000)
     parser.add_argument("--replicates", type=runs.at_least(2), help="(default: 10, 5 on digits)")
     args = runs.parse(parser, argv)
     if args.rounds % EVERY:
