@@ -48,6 +48,7 @@ def make_tiny(recipe):
         module.SCORING |= {"n_samples": 50, "n_distances": 20}
     if recipe == "gan_with_ebm":
         module.N_STEPS, module.BUFFER, module.EVERY, module.TEMPERATURES = 2, 100, 2, (1.0, 0.1)
+        module.LONGER = {"moons_gan_ebm": (4, 2)}
         for name, game in module.GAMES.items():
             tiny = {"gan": {**game.gan, "batch_size": 8}, "n_long": 3, "n_scored": 50}
             module.GAMES[name] = game._replace(**tiny)

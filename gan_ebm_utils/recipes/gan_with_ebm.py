@@ -15,8 +15,8 @@ training, `cold/long` those of an evaluation, KIND/buffer the samples that the c
 training, and data/floor fresh data: by the EMD, (R,), or on digits by precision and coverage,
 (2, R). KIND/kl is the KL divergence from the data of the plane to the energy at each of
 TEMPERATURES, (T, R). longer/cold_KEY are the scores of fewer cold trainings with more rounds. It
-takes about half an hour on one CPU core; a run that is cut off goes on
-after the last training that was finished.
+takes about half an hour on one CPU core; a run that is cut off goes on after the last training that
+was finished.
 """
 
 from __future__ import annotations
@@ -121,6 +121,13 @@ GAMES = {
         replicates=5,
         n_scored=800,
     ),
+}
+
+# Rounds of the trainings, and steps of the refit.
+STEPS = {
+    "moons_gan_ebm": (1500, 2000),
+    "swiss_roll_gan_ebm": (1500, 2000),
+    "digits_gan_ebm": (600, 500),
 }
 
 
@@ -400,9 +407,9 @@ def settings_of(name: str, rounds: int, refit_steps: int, replicates: int) -> di
 def parts_of(name: str, rounds: int, refit_steps: int) -> dict[str, float]:
     """The parts of a checkpoint, with how long each takes beside others."""
     sizes = {"plain": rounds / 15, "cold": rounds, "warm": rounds, "scores": rounds / 2}
-    sizes |= {"refitted": refit_steps / 5} | dict.fromkeys(
-        ["longer"] * (name in LONGER), 1.5 * rounds
-    )
+    sizes |= {"refitted": refit_steps / 5}
+    if name in LONGER:
+        sizes["longer"] = 1.5 * rounds
     return {f"{name}, {part}": size for part, size in sizes.items()}
 
 
@@ -454,20 +461,22 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=GAMES, help="one checkpoint (default: all)")
-    what = f"rounds of each training, a multiple of {EVERY}"
-    parser.add_argument("--rounds", type=runs.at_least(EVERY), default=1500, help=what)
-    parser.add_argument("--refit-steps", type=runs.at_least(1), default=2000)
+    what = f"of each training, a multiple of {EVERY} (default: 1500, 600 on digits)"
+    parser.add_argument("--rounds", type=runs.at_least(EVERY), help=what)
+    what = "of the refitted discriminator (default: 2000, 500 on digits)"
+    parser.add_argument("--refit-steps", type=runs.at_least(1), help=what)
     parser.add_argument("--replicates", type=runs.at_least(2), help="(default: 10, 5 on digits)")
     args = runs.parse(parser, argv)
-    if args.rounds % EVERY:
+    if (args.rounds or 0) % EVERY:
         parser.error(f"--rounds must be a multiple of {EVERY}, got {args.rounds}")
-    wanted = {}
+    wanted, steps = {}, {}
     for name in [args.only] if args.only else GAMES:
-        replicates = args.replicates or GAMES[name].replicates
-        settings = settings_of(name, args.rounds, args.refit_steps, replicates)
-        wanted[name] = settings, parts_of(name, args.rounds, args.refit_steps)
-    how = args.rounds, args.refit_steps, args.seed
-    runs.make_checkpoints("gan_with_ebm", wanted, lambda name, run: make(name, *how, run), args)
+        replicates, usual = args.replicates or GAMES[name].replicates, STEPS[name]
+        steps[name] = args.rounds or usual[0], args.refit_steps or usual[1]
+        wanted[name] = settings_of(name, *steps[name], replicates), parts_of(name, *steps[name])
+    runs.make_checkpoints(
+        "gan_with_ebm", wanted, lambda name, run: make(name, *steps[name], args.seed, run), args
+    )
 
 
 if __name__ == "__main__":
