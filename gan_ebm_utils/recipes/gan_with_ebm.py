@@ -6,17 +6,16 @@ writes the checkpoints `moons_gan_ebm`, `swiss_roll_gan_ebm` and `digits_gan_ebm
 plane are scaled into [-1, 1]^2; digits are vectors of 64 pixels with a little noise. There are
 three kinds of training: `plain`, a GAN; `cold`, a GAN whose discriminator takes samples of an
 energy for real, with chains whose noise is small for their step; `warm`, the same with MALA at
-temperature 1. The networks `generator_KIND`, `discriminator_KIND`, `energy_cold`, `energy_warm`
-(without its confining term) and `discriminator_refitted`, which was fitted to the finished
-generators of `plain`, are stored with replicates behind one leading axis. The tensors KIND/d_loss
-and KIND/gap are the course of a training, means over each EVERY rounds, (records, R).
+temperature 1. The networks `generator_KIND`, `energy_cold` and `energy_warm` (without its confining
+term) are stored with replicates behind one leading axis, on the plane also `discriminator_KIND` and
+`discriminator_refitted`, which was fitted to the finished generators of `plain`. The tensors
+KIND/d_loss and KIND/gap are the course of a training, means over each EVERY rounds, (records, R).
 KIND/generator scores the draws, KIND/chains the chains that start there, as many steps as in
 training, `cold/long` those of an evaluation, KIND/buffer the samples that the chains left in
-training, and data/floor fresh data: by the EMD, (R,), or on digits by precision and coverage,
-(2, R). KIND/kl is the KL divergence from the data of the plane to the energy at each of
-TEMPERATURES, (T, R). longer/cold_KEY are the scores of fewer cold trainings with more rounds. It
-takes about half an hour on one CPU core; a run that is cut off goes on after the last training that
-was finished.
+training, and data/floor fresh data: by the EMD, (R,), or on digits by precision and coverage, (2,
+R). KIND/kl is the KL divergence from the data of the plane to the energy at each of TEMPERATURES,
+(T, R). longer/cold_KEY are the scores of fewer cold trainings with more rounds. It takes about half
+an hour on one CPU core; a run that is cut off goes on after the last training that was finished.
 """
 
 from __future__ import annotations
@@ -53,10 +52,10 @@ SIGMA, BOUND = 0.005, 0.05  # of the cold chains
 ALPHA = {"cold": 0.1, "warm": 0.01}
 BUFFER, FRESH = 8192, 0.05  # samples that are kept, and the share of chains that begin at G(z)
 EVERY = 20  # rounds of a record
-LONGER = {"moons_gan_ebm": (6000, 3)}  # rounds and replicates of a second cold training
+LONGER = {"moons_gan_ebm": (4500, 3)}  # rounds and replicates of a second cold training
 TEMPERATURES = (1.0, 1e-2, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
-# Of the refitted discriminator, by the number of its inputs: that of the plane sees narrow modes.
-REFITTED = {2: {"hidden": [64, 64, 64], "fourier": [32, 4.0]}, 64: {"hidden": [128, 128]}}
+# The refitted discriminator sees narrow modes.
+REFITTED = {"in_features": 2, "hidden": [64, 64, 64], "fourier": [32, 4.0]}
 REFIT = {"batch_size": 512, "learning_rate": 3e-3}
 BOX, N_CELLS = (-1.0, 1.0, -1.0, 1.0), 200  # where cold chains live
 K = 5  # of precision and coverage
@@ -123,11 +122,11 @@ GAMES = {
     ),
 }
 
-# Rounds of the trainings, and steps of the refit.
+# Rounds of the trainings, and steps of the refit, of which there is none on digits.
 STEPS = {
     "moons_gan_ebm": (1500, 2000),
     "swiss_roll_gan_ebm": (1500, 2000),
-    "digits_gan_ebm": (600, 500),
+    "digits_gan_ebm": (600, 0),
 }
 
 
@@ -187,9 +186,8 @@ def kernel_of(game: Game, kind: str, energy: Energy, eta: float | None = None) -
 def layers_of(game: Game, key: str) -> dict[str, Any]:
     """The arguments of `mlp` for the network that is stored as `key`."""
     part, _, kind = key.partition("_")
-    if key == "discriminator_refitted":
-        in_features = game.discriminator["in_features"]
-        return {"in_features": in_features, **REFITTED[in_features]}
+    if kind == "refitted":
+        return REFITTED
     return game.energy[kind] if part == "energy" else getattr(game, part)
 
 
@@ -204,6 +202,13 @@ def new_networks(
         )
         for part in parts
     }
+
+
+def stored_as(key: str, network: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """`network` as it is stored: in half precision, which is too coarse for a cold energy only."""
+    network.load_state_dict(weights)
+    network = network if key == "energy_cold" else network.half().float()
+    return network.eval().requires_grad_(False)
 
 
 def energy_of(game: Game, kind: str, function: nn.Module) -> nn.Module:
@@ -395,7 +400,7 @@ def settings_of(name: str, rounds: int, refit_steps: int, replicates: int) -> di
         "buffer": [BUFFER, FRESH],
         "every": EVERY,
         "temperatures": TEMPERATURES,
-        "refit": [layers_of(GAMES[name], "discriminator_refitted"), REFIT, refit_steps],
+        "refit": [REFITTED, REFIT, refit_steps],
         "cells": [BOX, N_CELLS],
         "k": K,
         "rounds": rounds,
@@ -407,7 +412,8 @@ def settings_of(name: str, rounds: int, refit_steps: int, replicates: int) -> di
 def parts_of(name: str, rounds: int, refit_steps: int) -> dict[str, float]:
     """The parts of a checkpoint, with how long each takes beside others."""
     sizes = {"plain": rounds / 15, "cold": rounds, "warm": rounds, "scores": rounds / 2}
-    sizes |= {"refitted": refit_steps / 5}
+    if refit_steps:
+        sizes["refitted"] = refit_steps / 5
     if name in LONGER:
         sizes["longer"] = 1.5 * rounds
     return {f"{name}, {part}": size for part, size in sizes.items()}
@@ -426,18 +432,9 @@ def make(name: str, rounds: int, refit_steps: int, seed: int, run: runs.Run) -> 
         )
         seconds += took
         for key, network in new_networks(game, kind, replicates, seeded(seed)).items():
-            network.load_state_dict(made["weights"][key])
-            networks[key] = network.eval().requires_grad_(False)
+            networks[key] = stored_as(key, network, made["weights"][key])
         tensors |= {f"{kind}/{key}": values for key, values in made["course"].items()}
         buffers[kind] = made["buffer"]
-    gan = Gan(networks["generator_plain"], nn.Identity(), game.generator["in_features"])
-    weights, took = run.once(
-        f"{name}, refitted", lambda: refit(name, gan, refit_steps, replicates, seed + 1)
-    )
-    seconds += took
-    key, how = "discriminator_refitted", {"replicates": replicates, "generator": seeded(seed)}
-    networks[key] = mlp(**layers_of(game, key), **how)
-    networks[key].load_state_dict(weights)
     scores, took = run.once(
         f"{name}, scores", lambda: score(name, networks, buffers, replicates, seed + 2), alone
     )
@@ -445,8 +442,23 @@ def make(name: str, rounds: int, refit_steps: int, seed: int, run: runs.Run) -> 
         more, took = run.once(f"{name}, longer", lambda: longer(name, seed + 3), alone)
         scores |= {f"longer/{key.replace('/', '_')}": values for key, values in more.items()}
         seconds += took
+    if refit_steps:
+        key = "discriminator_refitted"
+        gan = Gan(networks["generator_plain"], nn.Identity(), game.generator["in_features"])
+        weights, took = run.once(
+            f"{name}, refitted", lambda: refit(name, gan, refit_steps, replicates, seed + 1)
+        )
+        how = {"replicates": replicates, "generator": seeded(seed)}
+        networks[key] = stored_as(key, mlp(**layers_of(game, key), **how), weights)
+        seconds += took
+    else:
+        networks = {key: net for key, net in networks.items() if "discriminator" not in key}
     built = {
-        key: (network, mlp, {**layers_of(game, key), "replicates": replicates})
+        key: (
+            network if key == "energy_cold" else network.half(),
+            mlp,
+            {**layers_of(game, key), "replicates": replicates},
+        )
         for key, network in networks.items()
     }
     means = {
@@ -463,7 +475,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=GAMES, help="one checkpoint (default: all)")
     what = f"of each training, a multiple of {EVERY} (default: 1500, 600 on digits)"
     parser.add_argument("--rounds", type=runs.at_least(EVERY), help=what)
-    what = "of the refitted discriminator (default: 2000, 500 on digits)"
+    what = "of the refitted discriminator on the plane (default: 2000)"
     parser.add_argument("--refit-steps", type=runs.at_least(1), help=what)
     parser.add_argument("--replicates", type=runs.at_least(2), help="(default: 10, 5 on digits)")
     args = runs.parse(parser, argv)
@@ -472,7 +484,8 @@ def main(argv: list[str] | None = None) -> None:
     wanted, steps = {}, {}
     for name in [args.only] if args.only else GAMES:
         replicates, usual = args.replicates or GAMES[name].replicates, STEPS[name]
-        steps[name] = args.rounds or usual[0], args.refit_steps or usual[1]
+        refit_steps = usual[1] and (args.refit_steps or usual[1])
+        steps[name] = args.rounds or usual[0], refit_steps
         wanted[name] = settings_of(name, *steps[name], replicates), parts_of(name, *steps[name])
     runs.make_checkpoints(
         "gan_with_ebm", wanted, lambda name, run: make(name, *steps[name], args.seed, run), args
