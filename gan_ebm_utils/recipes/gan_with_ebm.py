@@ -14,7 +14,9 @@ KIND/generator scores the draws, KIND/chains the chains that start there, as man
 training, `cold/long` those of an evaluation, KIND/buffer the samples that the chains left in
 training, and data/floor fresh data: by the EMD, (R,), or on digits by precision and coverage, (2,
 R). KIND/kl is the KL divergence from the data of the plane to the energy at each of TEMPERATURES,
-(T, R). longer/cold_KEY are the scores of fewer cold trainings with more rounds. It takes about twenty minutes on one CPU core; a run that is cut off goes on after the last training that was finished.
+(T, R). longer/cold_KEY are the scores of fewer cold trainings with more rounds. It takes about
+twenty minutes on one CPU core; a run that is cut off goes on after the last training that was
+finished.
 """
 
 from __future__ import annotations
