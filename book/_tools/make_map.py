@@ -42,6 +42,7 @@ CHAPTERS = {
     "07": "07_mh_gan",
     "08": "08_ddls",
     "09": "09_transport",
+    "13": "13_gan_with_ebm",
     "B": "B_latent_chains",
 }
 # (row, column, method, kind, chapter); None: the chapter is in preparation.
@@ -64,11 +65,11 @@ METHODS = (
     ("error", "once", "BEGAN", "game", "05"),
     ("energy", "once", "deep directed", "likelihood", None),
     ("energy", "once", "MEG", "likelihood", None),
-    ("energy", "once", "VERA", "likelihood", None),
+    ("energy", "once", "VERA", "likelihood", "13"),
     ("energy", "latents", "MEG with MALA", "likelihood", None),
     ("energy", "samples", "EBM", "likelihood", "02"),
-    ("energy", "samples", "CoopNets", "likelihood", None),
-    ("energy", "samples", "GAN with EBM", "likelihood", None),
+    ("energy", "samples", "CoopNets", "likelihood", "13"),
+    ("energy", "samples", "GAN with EBM", "likelihood", "13"),
 )
 
 
