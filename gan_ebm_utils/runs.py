@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import pooch
 import torch
 
 from gan_ebm_utils import checkpoints
@@ -34,6 +33,8 @@ def parse(parser: ArgumentParser, argv: list[str] | None, file: bool = False) ->
     >>> parse(ArgumentParser(), ["--seed", "3", "--out", ".", "--state", "."]).seed
     3
     """
+    import pooch  # here, since a notebook may import a recipe, and in one the import warns
+
     what = "file to write" if file else "folder (default: the package's checkpoints)"
     parts = "folder for the finished parts of a run that was cut off (default: the user's cache)"
     parser.add_argument("--seed", type=int, default=0)

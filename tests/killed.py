@@ -23,6 +23,7 @@ OPTIONS = {
     "cover": ["--steps", "20"],
     "digits_classifier": ["--steps", "20"],
     "ebgan_grid": ["--reduced", "--jobs", "1"],
+    "gan_with_ebm": ["--rounds", "4", "--refit-steps", "5", "--replicates", "2"],
     "mnist_autoencoders": ["--steps", "2", "--replicates", "2"],
     "mnist_features": ["--epochs", "4"],
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
@@ -47,6 +48,12 @@ def make_tiny(recipe):
         module.GRIDS["reduced"]["axes"] = {**axes, "dropout": [False, True]}
         module.GRIDS["reduced"]["training"] |= {"replicates": 2, "n_steps": 10}
         module.SCORING |= {"n_samples": 50, "n_distances": 20}
+    if recipe == "gan_with_ebm":
+        module.N_STEPS, module.BUFFER, module.EVERY, module.TEMPERATURES = 2, 100, 2, (1.0, 0.1)
+        module.LONGER = {"moons_gan_ebm": (4, 2)}
+        for name, game in module.GAMES.items():
+            tiny = {"gan": {**game.gan, "batch_size": 8}, "n_long": 3, "n_scored": 50}
+            module.GAMES[name] = game._replace(**tiny)
     if recipe == "mnist_autoencoders":
         importlib.import_module("gan_ebm_utils.recipes.mnist_gan").N_FID = 100
         module.N_ENERGIES = 10

@@ -21,6 +21,7 @@ from gan_ebm_utils.energies import ReconstructionError
 from gan_ebm_utils.metrics import frechet_distance, kl_to_truth, mode_report, moments
 from gan_ebm_utils.networks import ConvDiscriminator, ConvGenerator
 from gan_ebm_utils.recipes import (
+    gan_with_ebm,
     mnist_autoencoders,
     mnist_features,
     mnist_gan,
@@ -33,9 +34,12 @@ from gan_ebm_utils.recipes import (
     plane_gans,
 )
 from gan_ebm_utils.refine import mh_gan
+from gan_ebm_utils.samplers import langevin, run_chain
 
 # `mnist_features.digest` of the official files, whose own digests are in `datasets.SHA256`.
 MNIST_SHA256 = "1e35582d42a90940c55b956deb61875c020b567ed20e3c5b174f52bf7809ed9b"
+
+KINDS = gan_with_ebm.KINDS
 
 # --- all recipes ---
 
@@ -394,6 +398,75 @@ def test_stored_gans_of_the_plane_score_as_their_cards_say(name):
     for who, x in found.items():
         expected = stored.card["metrics"][who][key][0]
         assert plane_gans.score(x, law, rng)[key][0] == pytest.approx(expected, abs=tolerance)
+
+
+# --- gan_with_ebm ---
+
+
+@pytest.mark.parametrize("name", gan_with_ebm.GAMES)
+def test_the_stored_gans_with_energies_are_those_of_the_recipe(name):
+    stored, game = checkpoints.load(name), gan_with_ebm.GAMES[name]
+    settings = gan_with_ebm.settings_of(name, *gan_with_ebm.STEPS[name], game.replicates)
+    assert stored.card["settings"] == json.loads(json.dumps(settings))
+    parts = {f"{part}_{kind}" for part in ("generator", "discriminator") for kind in KINDS}
+    parts = {key for key in parts if name != "digits_gan_ebm" or "generator" in key}
+    refitted = {"discriminator_refitted"} if name != "digits_gan_ebm" else set()
+    assert {*stored.networks} == parts | refitted | {"energy_cold", "energy_warm"}
+    records = settings["rounds"] // gan_with_ebm.EVERY
+    for kind in KINDS:
+        assert stored.tensors[f"{kind}/d_loss"].shape == (records, game.replicates)
+        assert len(stored.tensors[f"{kind}/generator"]) in (2, game.replicates)
+
+
+@pytest.mark.parametrize("name", ("moons_gan_ebm", "swiss_roll_gan_ebm"))
+def test_stored_energies_are_as_far_from_the_data_as_their_tensors_say(name, monkeypatch):
+    stored, game = checkpoints.load(name), gan_with_ebm.GAMES[name]
+    monkeypatch.setattr(gan_with_ebm, "TEMPERATURES", (1e-4,))
+    row = stored.card["settings"]["temperatures"].index(1e-4)
+    energy = gan_with_ebm.energy_of(game, "cold", stored.networks["energy_cold"])
+    found, noted = gan_with_ebm.divergences(name, energy, 10)[0], stored.tensors["cold/kl"][row]
+    assert torch.allclose(found, noted, rtol=0.01)
+    assert not torch.allclose(found.roll(1), noted, rtol=0.01)
+
+
+def test_a_cold_chain_is_langevin_where_nothing_is_clipped():
+    x, rng = 0.1 * randn(2, 50, 2, generator=seeded(0)), lambda: seeded(1)
+    energy, eta, sigma = lambda x: x.square().sum(dim=-1) / 2, 0.1, 0.01
+    exact = run_chain(langevin(energy, 2 * eta, sigma**2 / (2 * eta)), x, 5, rng()).positions
+    free = run_chain(gan_with_ebm.cold_langevin(energy, eta, sigma, 10.0), x, 5, rng()).positions
+    assert torch.allclose(free, exact, atol=1e-6)
+    held = run_chain(gan_with_ebm.cold_langevin(energy, eta, sigma, 0.01), x, 5, rng()).positions
+    assert not torch.allclose(held, exact, atol=1e-3)
+    wide = run_chain(gan_with_ebm.cold_langevin(energy, eta, 10.0, 10.0), x, 5, rng()).positions
+    assert float(wide.abs().max()) == 1
+
+
+def test_a_round_teaches_the_gan_and_not_the_energy():
+    rng = seeded(2)
+    layers = {"hidden": (8,), "replicates": 2, "generator": rng}
+    gan = Gan(networks.mlp(20, out_features=2, **layers), networks.mlp(2, **layers), 20)
+    energy = networks.mlp(2, **layers)
+    kernel = gan_with_ebm.cold_langevin(energy, 3.0, 0.005, 0.05)
+    how = {"learning_rate": 1e-2, "betas": (0.5, 0.999)}
+    game = gan_with_ebm.Pipeline(gan, kernel, (2, 16), 100, rng, **how)
+    before = [[w.clone() for w in net.parameters()] for net in (*gan[:2], energy)]
+    kept = game.buffer.positions.clone()
+    ends = game(torch.zeros(2, 16, 2), rng)
+    assert ends.shape == (2, 16, 2) and not ends.requires_grad
+    changed = (game.buffer.positions != kept).any(dim=2).sum(dim=1)
+    assert changed.tolist() == [16, 16]
+    moved = [
+        any(not torch.equal(w, old) for w, old in zip(net.parameters(), was, strict=True))
+        for net, was in zip((*gan[:2], energy), before, strict=True)
+    ]
+    assert moved == [True, True, False]
+    assert game.d_losses[0].shape == (2,)
+
+
+def test_rounds_that_fill_no_record_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        gan_with_ebm.main(["--rounds", "30"])
+    assert "multiple of 20, got 30" in capsys.readouterr().err
 
 
 # --- plane_begans ---

@@ -21,6 +21,7 @@ SETTINGS = {
     "cover": "settings_of(9)",
     "digits_classifier": "settings_of(9)",
     "ebgan_grid": "[settings_of(name) for name in GRIDS]",
+    "gan_with_ebm": "[settings_of(n, *STEPS[n], g.replicates) for n, g in GAMES.items()]",
     "mnist_autoencoders": "[settings_of(name, 9, 9) for name in GAMES]",
     "mnist_features": "settings_of(9)",
     "mnist_gan": "settings_of(9, 9, 9)",

@@ -44,6 +44,7 @@ CHAPTERS = {
     "09": "09_transport",
     "11": "11_deep_directed",
     "12": "12_meg",
+    "13": "13_gan_with_ebm",
     "B": "B_latent_chains",
 }
 # (row, column, method, kind, chapter); None: the chapter is in preparation.
@@ -66,11 +67,11 @@ METHODS = (
     ("error", "once", "BEGAN", "game", "05"),
     ("energy", "once", "deep directed", "likelihood", "11"),
     ("energy", "once", "MEG", "likelihood", "12"),
-    ("energy", "once", "VERA", "likelihood", None),
+    ("energy", "once", "VERA", "likelihood", "13"),
     ("energy", "latents", "MEG with MALA", "likelihood", "12"),
     ("energy", "samples", "EBM", "likelihood", "02"),
-    ("energy", "samples", "CoopNets", "likelihood", None),
-    ("energy", "samples", "GAN with EBM", "likelihood", None),
+    ("energy", "samples", "CoopNets", "likelihood", "13"),
+    ("energy", "samples", "GAN with EBM", "likelihood", "13"),
 )
 
 
