@@ -201,7 +201,7 @@ def test_the_losses_are_those_of_the_table(loss, monkeypatch):
     monkeypatch.setattr(play, "_average", lambda: None)
 
     def descend(player, value):
-        seen.setdefault(player, []).append(float(value.sum()))
+        seen.setdefault(player, []).append(float(value.detach().sum()))
 
     monkeypatch.setattr(play, "_descend", descend)
     start = play.rng.get_state()
