@@ -1,5 +1,6 @@
 """Stacked MNIST: its stacks, the count of its modes, the paired loss, and the recipe."""
 
+import copy
 import itertools
 import math
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, runs
 from gan_ebm_utils.base import randn, seeded
-from gan_ebm_utils.datasets import minibatches, stacked_digits
+from gan_ebm_utils.datasets import Images, minibatches, stacked_digits
 from gan_ebm_utils.energies import NegativeEnergy
 from gan_ebm_utils.networks import digit_classifier, stack_discriminator, stack_generator
 from gan_ebm_utils.recipes import stacked_mnist
@@ -209,9 +210,9 @@ def test_the_losses_are_those_of_the_table(loss, monkeypatch):
     assert len(seen["discriminator"]) == (5 if loss in ("meg", "meg_no_entropy", "wgan_gp") else 1)
     play.rng.set_state(start)
     y = play.gan.generator(play.gan.prior((1, 6), play.rng)).detach()
-    expected = float(closed_form(loss, play, x, y))
+    expected = float(closed_form(loss, play, x, y).detach())
     assert seen["discriminator"][0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    others = {other: float(closed_form(other, play, x, y)) for other in LOSSES}
+    others = {other: float(closed_form(other, play, x, y).detach()) for other in LOSSES}
     same = {other for other, value in others.items() if value == pytest.approx(expected, rel=1e-3)}
     assert same == ({"meg", "meg_no_entropy"} if loss.startswith("meg") else {loss}), "a control"
     information = float(play.information)
@@ -373,6 +374,45 @@ def test_bad_options_are_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "none").write_text("a file")
     assert "Set GAN_EBM_DATA to a folder" in told(capsys, *folders)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_what_is_stored_is_what_was_scored(tmp_path, monkeypatch, capsys):
+    sizes = {**SIZES, "steps": {"1": 4, "5": 2}}
+    monkeypatch.setitem(stacked_mnist.SIZES, "half", sizes)
+    small = {"n_points": 2, "n_course": 30, "n_last": 40, "samplings": 2, "n_fid": 40}
+    monkeypatch.setattr(stacked_mnist, "SCORING", small)
+    monkeypatch.setattr(
+        stacked_mnist, "mnist", lambda split: Images(pictures(), torch.zeros(20, dtype=torch.long))
+    )
+    monkeypatch.setattr(stacked_mnist.runs, "mnist_source", dict)
+    scored, score = [], stacked_mnist.last_scores
+
+    def noted(generators, *arguments):
+        scored.extend(copy.deepcopy(generators))
+        return score(generators, *arguments)
+
+    monkeypatch.setattr(stacked_mnist, "last_scores", noted)
+    options = ["--state", str(tmp_path / "state"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    stacked_mnist.main([*options, "--only", "meg-0", "non_saturating"])
+    (file,) = (tmp_path / "state").rglob("meg-0-*.pt")
+    part = runs.read(file)["made"]
+    for key, value in scored[1].state_dict().items():
+        assert torch.equal(value, part["weights"][f"generator.{key}"].to(value.dtype))
+    assert not torch.equal(scored[0].network[0].weight, scored[1].network[0].weight)
+    assert part["scores"]["course"][:, 0].tolist() == [1, 2]
+    assert part["scores"]["modes"].shape == part["scores"]["kl"].shape == (2, 2, 2)
+    # 5 steps of d: x, y, x with a gradient; one of G: y. d forward 5 * 3 + 1, G forward 5 + 1, and
+    # backward d twice at x, for its penalty, once each at x and y, and once for G, as G itself.
+    assert part["calls"][0] == 6 * (5 * 3 + 1 + 5 + 1)
+    (file,) = (tmp_path / "state").rglob("non_saturating-0-*.pt")
+    assert runs.read(file)["made"]["weights"] == {}
+    assert "missing: meg_no_entropy-0," in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    # A later start, with others wanted, takes what is there.
+    monkeypatch.setattr(Game, "iterate", lambda self: 1 / 0)
+    stacked_mnist.main([*options, "--only", "meg-0"])
+    with pytest.raises(ZeroDivisionError):
+        stacked_mnist.main([*options, "--only", "meg-1"])
 
 
 def test_the_second_classifier_is_as_good_as_its_card():

@@ -37,6 +37,8 @@ import argparse
 import copy
 import json
 import math
+import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import joblib
@@ -111,7 +113,7 @@ LEARNING_RATE = 2e-4
 SEEDS = {"meg": 3, "meg_no_entropy": 3, "relativistic_r1_r2": 3}  # 1 for the others
 NARROW = {"relativistic_r1_r2": [2, 4], "meg": [2, 4], "non_saturating_r1": [2, 4]}
 SCORING = {"n_points": 12, "n_course": 10_000, "n_last": 26_000, "samplings": 3, "n_fid": 10_000}
-# The losses whose first networks are kept; MEG's and its control, and the one without a critic.
+# The losses whose first networks are stored.
 KEPT = ("meg", "meg_no_entropy", "relativistic_r1_r2")
 COURSE = ("step", "modes", "kl", "modes_averaged", "kl_averaged", "information")
 JUDGES = ("mnist_features", "stacked_classifier")
@@ -230,9 +232,8 @@ class Game:
 
     def state(self) -> dict[str, Any]:
         """All that another game needs to go on as this one."""
-        parts = {**self.networks, **self.optimizers_by_name()}
         return {
-            **{name: part.state_dict() for name, part in parts.items()},
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "rng": self.rng.get_state(),
             "step": self.step,
             "information": self.information,
@@ -240,14 +241,15 @@ class Game:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
-        for name, part in {**self.networks, **self.optimizers_by_name()}.items():
+        for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.rng.set_state(state["rng"])
         self.step.copy_(state["step"])
         self.information.copy_(state["information"])
 
-    def optimizers_by_name(self) -> dict[str, torch.optim.Optimizer]:
-        return {f"optimizer of the {name}": adam for name, adam in self.optimizers.items()}
+    def _parts(self) -> dict[str, Any]:
+        adams = {f"optimizer of the {name}": adam for name, adam in self.optimizers.items()}
+        return {**self.networks, **adams}
 
 
 def repeat(game: Game, n: int) -> None:
@@ -430,7 +432,7 @@ def _train(task: Task) -> None:
         return Game(LOSSES[training.loss], sizes, images, seed)
 
     def advance(state: dict[str, Any] | None) -> dict[str, Any]:
-        course = state["course"] if state else []
+        start, course = time.process_time(), state["course"] if state else []
         if len(course) == len(names) - 1:
             return finish(state)
         play, done = game(), int(state["game"]["step"]) if state else 0
@@ -446,18 +448,20 @@ def _train(task: Task) -> None:
         row.append(float(play.information))
         told = f"{row[1]:.0f} modes, KL {row[2]:.3f}; averaged {row[3]:.0f}, {row[4]:.3f}"
         print(f"{names[len(course)]}: {told}", flush=True)
-        return {"game": play.state(), "course": [*course, row]}
+        # Unlike the time on the clock it does not depend on what else the machine does.
+        seconds = (state["seconds_cpu"] if state else 0.0) + time.process_time() - start
+        return {"game": play.state(), "course": [*course, row], "seconds_cpu": seconds}
 
     def finish(state: dict[str, Any]) -> dict[str, Any]:
-        play = game()
+        play, fresh = game(), game()
         play.load(state["game"])
-        for network in (play.gan.generator, play.averaged):
+        generators = [play.gan.generator, play.averaged]
+        for network in generators:
             network.half().float()  # as it is stored
         rng = seeded(seed + 1 + len(names))
-        generators = [play.gan.generator, play.averaged]
         scores = last_scores(generators, sizes["latent_dim"], judges, scoring, rng)
-        with count_calls(play.gan.generator, play.gan.discriminator) as calls:
-            play.iterate()
+        with count_calls(*fresh.gan[:2]) as calls:
+            fresh.iterate()
         pair = {"generator": play.averaged, "discriminator": play.gan.discriminator}
         kept = {
             f"{name}.{key}": value.half() if value.is_floating_point() else value
@@ -469,6 +473,7 @@ def _train(task: Task) -> None:
         return {
             "scores": {"course": course, **scores},
             "calls": list(calls()),
+            "seconds_cpu": state["seconds_cpu"],
             "weights": {key: value.cpu() for key, value in kept.items()},
         }
 
@@ -529,7 +534,12 @@ def of_data(judges: dict[str, checkpoints.Checkpoint], seed: int) -> dict[str, A
     return {"test_digits": found, "kl_floor": floors}
 
 
-def write(tasks: list[Task], out: Any, judges: dict[str, checkpoints.Checkpoint]) -> None:
+def numbers(scores: Tensor) -> Any:
+    """Scores in lists, as a card takes them: None for those that are not finite."""
+    return json.loads(json.dumps(scores.tolist()).replace("NaN", "null"))
+
+
+def write(tasks: list[Task], out: Path | None, judges: dict[str, checkpoints.Checkpoint]) -> None:
     """Write the checkpoints when all trainings are there, that of the scores last."""
     tensors, found, names = {}, {}, checkpoint_names(tasks[0].size)
     run, name = tasks[0].run, names[-1]
@@ -537,15 +547,14 @@ def write(tasks: list[Task], out: Any, judges: dict[str, checkpoints.Checkpoint]
         part = task.stored()
         scores = part["made"]["scores"]
         tensors |= {f"{task.training.name}/{key}": value for key, value in scores.items()}
-        summary = {
-            "modes": scores["modes"].mean(dim=2).tolist(),
-            "kl": scores["kl"].mean(dim=2).tolist(),
-            "fid": scores["fid"].tolist(),
+        found[task.training.name] = {
+            "modes": numbers(scores["modes"].mean(dim=2)),
+            "kl": numbers(scores["kl"].mean(dim=2)),
+            "fid": numbers(scores["fid"]),
+            "calls": part["made"]["calls"],
+            "seconds": round(sum(part["seconds"]), 1),
+            "seconds_cpu": round(part["made"]["seconds_cpu"], 1),
         }
-        summary = json.loads(json.dumps(summary).replace("NaN", "null"))
-        calls = part["made"]["calls"]
-        seconds = round(sum(part["seconds"]), 1)
-        found[task.training.name] = {**summary, "calls": calls, "seconds": seconds}
         if is_kept(task.training):
             networks = networks_of(task, part["made"]["weights"])
             card = run.card({**found[task.training.name], "training": task.training.name})
@@ -556,7 +565,10 @@ def write(tasks: list[Task], out: Any, judges: dict[str, checkpoints.Checkpoint]
         "weights": ["last", "averaged"],
         "judges": list(JUDGES),
         **of_data(judges, tasks[0].seed),
-        "seconds": round(sum(each["seconds"] for each in found.values()), 1),
+        **{
+            key: round(sum(each[key] for each in found.values()), 1)
+            for key in ("seconds", "seconds_cpu")
+        },
     }
     checkpoints.save(name, {}, tensors, {**run.card(whole), "threads": 1}, out)
 
