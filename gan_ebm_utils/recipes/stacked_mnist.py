@@ -375,9 +375,9 @@ def is_kept(training: Training) -> bool:
     return training.loss in KEPT and training[1:] == (0, 1)
 
 
-def points_of(training: Training, size: str) -> list[str]:
+def points_of(training: Training, given: dict[str, Any]) -> list[str]:
     """The names of the steps of a part: where the modes are counted, and the end."""
-    steps, n = own_settings(training, size)["sizes"]["steps"], SCORING["n_points"]
+    steps, n = given["sizes"]["steps"], given["scoring"]["n_points"]
     return [*(f"{training.name} at {steps * (i + 1) // n}" for i in range(n)), training.name]
 
 
@@ -387,25 +387,19 @@ def seed_of(seed: int, training: Training) -> int:
 
 
 class Task(NamedTuple):
-    """All that a process needs to make one training or to find it."""
+    """All that a process needs to make one training or to find it; its key is that of `given`."""
 
     training: Training
-    size: str
+    given: dict[str, Any]
     run: runs.Run
-    seed: int
-    source: dict[str, str]
 
-    @property
-    def given(self) -> dict[str, Any]:
-        """What the part depends on, for its key."""
-        device = default_device().type
-        own = own_settings(self.training, self.size)
-        return {**own, "seed": self.seed, "device": device, **self.source}
-
-    def stored(self) -> dict[str, Any] | None:
-        """The part, if it is finished."""
+    def stored(self) -> dict[str, Any]:
+        """The part as far as it is, or one without steps."""
         found = self.run.found(self.training.name, runs.key_of(self.given))
-        return found if found and "scores" in found["made"] else None
+        return found or {"made": {}, "seconds": []}
+
+    def is_finished(self) -> bool:
+        return "scores" in self.stored()["made"]
 
 
 def train(task: Task) -> Training:
@@ -421,15 +415,16 @@ def train(task: Task) -> Training:
 
 def _train(task: Task) -> None:
     own, training = task.given, task.training
-    sizes, scoring, device = own["sizes"], own["scoring"], default_device()
+    rule, sizes, scoring = Rule(**own["rule"]), own["sizes"], own["scoring"]
+    device = default_device()
     judges = {name: checkpoints.load(name, device) for name in JUDGES}
     counting = judges["stacked_classifier"].networks["classifier"]
-    images, names = mnist("train").images, points_of(training, task.size)
+    images, names = mnist("train").images, points_of(training, own)
     # Drawn apart from the training's: the course does not depend on how often it is looked at.
-    seed = seed_of(task.seed, training)
+    seed = seed_of(own["seed"], training)
 
     def game() -> Game:
-        return Game(LOSSES[training.loss], sizes, images, seed)
+        return Game(rule, sizes, images, seed)
 
     def advance(state: dict[str, Any] | None) -> dict[str, Any]:
         start, course = time.process_time(), state["course"] if state else []
@@ -480,12 +475,12 @@ def _train(task: Task) -> None:
     task.run.in_steps(training.name, names, advance, own)
 
 
-def cost(training: Training, size: str) -> float:
+def cost(training: Training, given: dict[str, Any]) -> float:
     """How long a training takes, beside others: steps, in those of a discriminator."""
-    rule = LOSSES[training.loss]
+    rule = Rule(**given["rule"])
     penalties = sum(2 if where == "fake" else 1 for where in rule.penalised)
     each = rule.d_steps * (2 + penalties) / training.narrow + 3 + bool(rule.entropy)
-    return SIZES[size]["steps"][str(rule.d_steps)] * each
+    return given["sizes"]["steps"] * each
 
 
 # ---- the checkpoints
@@ -493,7 +488,7 @@ def cost(training: Training, size: str) -> float:
 
 def networks_of(task: Task, weights: dict[str, Tensor]) -> dict[str, checkpoints.Built]:
     """The networks of a finished training, in half precision."""
-    rule, sizes = LOSSES[task.training.loss], own_settings(task.training, task.size)["sizes"]
+    rule, sizes = Rule(**task.given["rule"]), task.given["sizes"]
     made = {
         "generator": (
             stack_generator,
@@ -539,10 +534,15 @@ def numbers(scores: Tensor) -> Any:
     return json.loads(json.dumps(scores.tolist()).replace("NaN", "null"))
 
 
-def write(tasks: list[Task], out: Path | None, judges: dict[str, checkpoints.Checkpoint]) -> None:
+def write(
+    run: runs.Run,
+    tasks: list[Task],
+    name: str,
+    out: Path | None,
+    judges: dict[str, checkpoints.Checkpoint],
+) -> None:
     """Write the checkpoints when all trainings are there, that of the scores last."""
-    tensors, found, names = {}, {}, checkpoint_names(tasks[0].size)
-    run, name = tasks[0].run, names[-1]
+    tensors, found = {}, {}
     for task in tasks:
         part = task.stored()
         scores = part["made"]["scores"]
@@ -564,19 +564,13 @@ def write(tasks: list[Task], out: Path | None, judges: dict[str, checkpoints.Che
         "course": list(COURSE),
         "weights": ["last", "averaged"],
         "judges": list(JUDGES),
-        **of_data(judges, tasks[0].seed),
+        **of_data(judges, run.given["seed"]),
         **{
             key: round(sum(each[key] for each in found.values()), 1)
             for key in ("seconds", "seconds_cpu")
         },
     }
     checkpoints.save(name, {}, tensors, {**run.card(whole), "threads": 1}, out)
-
-
-def checkpoint_names(size: str) -> list[str]:
-    """The checkpoints of a size, that of the scores last."""
-    name = "stacked_mnist" if size == "half" else f"stacked_mnist_{size}"
-    return [*(f"{name}_{loss}" for loss in KEPT), name]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -602,37 +596,34 @@ def main(argv: list[str] | None = None) -> None:
     except (RuntimeError, ValueError) as error:  # no such device, no MNIST, no classifier
         parser.error(str(error))
     jobs = args.jobs or (1 if device.type == "cuda" else joblib.cpu_count())
-    settings, progress = settings_of(size), runs.Progress()
-
-    def run_of(which: runs.Progress) -> runs.Run:
-        return runs.Run("stacked_mnist", settings, args, which, **source)
-
-    whole = run_of(progress)
-    if all(whole.is_stored(name, args.out) for name in checkpoint_names(size)):
-        print(f"{', '.join(checkpoint_names(size))}: kept")
+    name = "stacked_mnist" + "_full" * args.full
+    run = runs.Run("stacked_mnist", settings_of(size), args, runs.Progress(), **source)
+    names = [*(f"{name}_{loss}" for loss in KEPT), name]
+    if all(run.is_stored(each, args.out) for each in names):
+        print(f"{', '.join(names)}: kept")
         return
     tasks = []
     for training in trainings():
-        # Each of several processes tells of its own training only.
-        own = progress if jobs == 1 else runs.Progress()
-        task = Task(training, size, run_of(own), args.seed, source)
-        whole.keys[training.name] = runs.key_of(task.given)
-        if args.only and not {training.loss, training.name} & {*args.only}:
-            continue
-        points = points_of(training, size)
-        seen = whole.found(training.name, whole.keys[training.name])
-        there = len(seen["seconds"]) if seen else 0
-        each = cost(training, size) / len(points)
-        own.parts |= {point: each * (i >= there) for i, point in enumerate(points)}
+        own = own_settings(training, size)
+        task = Task(training, {**own, "seed": args.seed, "device": device.type, **source}, run)
+        if jobs > 1:  # each process tells of its own training only
+            apart = runs.Run("stacked_mnist", {}, args, runs.Progress())
+            task = task._replace(run=apart)
+        run.keys[training.name] = runs.key_of(task.given)
         tasks.append(task)
-    for training in runs.in_processes(train, tasks, jobs):
-        print(f"{training.name}: stored in {whole.file_of(training.name)}", flush=True)
-    tasks = [Task(t, size, whole, args.seed, source) for t in trainings()]
-    if left := [task.training.name for task in tasks if task.stored() is None]:
+    wanted = {*(args.only or LOSSES)}
+    chosen = [task for task in tasks if wanted & {task.training.loss, task.training.name}]
+    for task in chosen:
+        points, there = points_of(*task[:2]), len(task.stored()["seconds"])
+        each = cost(*task[:2]) / len(points)
+        task.run.progress.parts |= {point: each * (i >= there) for i, point in enumerate(points)}
+    for training in runs.in_processes(train, chosen, jobs):
+        print(f"{training.name}: stored in {run.file_of(training.name)}", flush=True)
+    if left := [task.training.name for task in tasks if not task.is_finished()]:
         print(f"missing: {', '.join(left)}; a start without --only makes them")
         return
-    write(tasks, args.out, judges)
-    whole.remove_parts()
+    write(run, tasks, name, args.out, judges)
+    run.remove_parts()
 
 
 if __name__ == "__main__":
