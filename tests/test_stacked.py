@@ -259,7 +259,7 @@ def test_weights_are_drawn_with_he_s_variance():
         was, h = h, layer(h)
         if isinstance(layer, nn.ConvTranspose2d):
             inner = h[..., 2:-2, 2:-2].square().mean()
-            assert float(inner.detach() / was.square().mean()) == pytest.approx(2, rel=0.3)
+            assert float((inner / was.square().mean()).detach()) == pytest.approx(2, rel=0.3)
     assert stack_discriminator(2, generator=rng())(torch.zeros(1, 4, 3, 28, 28)).abs().max() == 0
     energy = stack_discriminator(2, True, generator=rng())
     x = randn(1, 4, 3, 28, 28, generator=rng())
