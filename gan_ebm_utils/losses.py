@@ -74,6 +74,36 @@ def wasserstein_g_loss(real: Tensor, fake: Tensor) -> Tensor:
     return -fake.mean(dim=1)
 
 
+def relativistic_d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss of the paired game: the mean of sp(-(d(x_i) - d(y_i))), in nats.
+
+    Only differences of logits count, so d has no level of its own, and d is no log ratio. Both
+    batches are (R, n) with one n, since the i-th of one is paired with the i-th of the other
+    (Jolicoeur-Martineau 2018, arXiv:1807.00734; with R1 and R2 Huang et al. 2024,
+    arXiv:2501.05441).
+
+    Raises ValueError for batches of different lengths.
+
+    >>> relativistic_d_loss(torch.full((1, 4), 7.0), torch.full((1, 4), 7.0))  # log 2
+    tensor([0.6931])
+    """
+    _check("R n", real=real, fake=fake)
+    check_shape(real=(real, "R n"), fake=(fake, "R n"))
+    return F.softplus(fake - real).mean(dim=1)
+
+
+def relativistic_g_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The generator's loss of the paired game, the mean of sp(-(d(y_i) - d(x_i))).
+
+    Unlike the other losses of a generator it needs the logits of data. Arguments, errors and source
+    as for `relativistic_d_loss`.
+
+    >>> relativistic_g_loss(torch.full((1, 4), 7.0), torch.full((1, 4), 7.0))  # log 2
+    tensor([0.6931])
+    """
+    return relativistic_d_loss(fake, real)
+
+
 class FDivergence(NamedTuple):
     """An f-divergence D_f(p || q) = E_q f(p/q) and its variational bound.
 
@@ -280,13 +310,13 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
 
 
 def jsd_information(joint: Tensor, product: Tensor) -> Tensor:
-    """The Jensen-Shannon bound on the dependence of x and z: -E_pxz sp(-T) - E_px,pz sp(T), nats.
+    """The Jensen-Shannon bound on the dependence of x and z, -E_pxz sp(-T) - E_px,pz sp(T), (R,).
 
-    `joint` holds T(x, z) at pairs that belong together, (R, n); `product` at pairs of independent x
-    and z, (R, m). The supremum over T is 2 JSD(p(x, z), p(x) p(z)) - 2 log 2, reached by T = log
-    p(x, z) / (p(x) p(z)). So the value lies between -2 log 2 and 0 however large the mutual
-    information is, while the mean of that T over `joint` is the information (Kumar et al. 2019,
-    arXiv:1901.08508, section 3.2; Hjelm et al. 2018, arXiv:1808.06670, equation 4).
+    In nats. `joint` holds T(x, z) at pairs that belong together, (R, n); `product` at pairs of
+    independent x and z, (R, m). The supremum over T is 2 JSD(p(x, z), p(x) p(z)) - 2 log 2, reached
+    by T = log p(x, z) / (p(x) p(z)). So the value lies between -2 log 2 and 0 however large the
+    mutual information is, while the mean of that T over `joint` is the information (Kumar et al.
+    2019, arXiv:1901.08508, section 3.2; Hjelm et al. 2018, arXiv:1808.06670, equation 4).
 
     >>> jsd_information(torch.zeros(1, 4), torch.zeros(1, 4))  # -2 log 2: independent
     tensor([-1.3863])

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import ot
 import torch
+from scipy.stats import binom
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -519,6 +520,70 @@ def class_scores(logits: Tensor) -> ClassScores:
     swapped = (whole.exp() * (whole - each)).sum(dim=2)
     mean = kl.mean(dim=1)
     return ClassScores(mean.exp(), mean, swapped.square().mean(dim=1))
+
+
+class StackedModes(NamedTuple):
+    """How stacks of classified digits cover their modes, each field (R,).
+
+    `modes`: combinations of classes with at least one sample. `kl`: KL(shares || uniform) in nats,
+    which at n samples is `kl_floor` for a perfect model, and never above the log of the number of
+    combinations.
+    """
+
+    modes: Tensor
+    kl: Tensor
+
+
+def stacked_modes(classes: Tensor, n_classes: int = 10) -> StackedModes:
+    """Modes of samples whose channels were classified, `classes` (R, n, channels), whole numbers.
+
+    Three channels of ten digits have 1000 modes. What is counted are a classifier's decisions, in
+    evaluation mode: its mistakes on samples between digits fill modes, too. State n, the floor and
+    the classifier (Metz et al. 2016, arXiv:1611.02163; Lin et al. 2018, arXiv:1712.04086).
+
+    Raises ValueError for another shape, or classes that are not whole numbers from 0 to
+    n_classes - 1, as logits are not.
+
+    >>> stacked_modes(torch.tensor([[[0, 0], [0, 1], [0, 1], [1, 0]]]), n_classes=2)
+    StackedModes(modes=tensor([3.], dtype=torch.float64), kl=tensor([0.3466], dtype=torch.float64))
+    """
+    base.check_shape(classes=(classes, "R n channels"))
+    if classes.is_floating_point() or not classes.numel():
+        raise ValueError(f"classes must be whole numbers, got {classes.dtype}; give the argmax")
+    if not 0 <= int(classes.min()) <= int(classes.max()) < n_classes:
+        found = f"{int(classes.min())} to {int(classes.max())}"
+        raise ValueError(f"classes must lie in 0..{n_classes - 1}, got {found}")
+    n_modes, places = n_classes ** classes.shape[2], range(classes.shape[2])
+    mode = sum(classes[:, :, i].long().cpu() * n_classes**i for i in places)  # (R, n)
+    shares = torch.stack([row.bincount(minlength=n_modes) for row in mode]).double() / mode.shape[1]
+    return StackedModes(
+        modes=(shares > 0).sum(dim=1).double(),
+        kl=_kl(shares, torch.full_like(shares, 1 / n_modes)),
+    )
+
+
+def kl_floor(n: int, probabilities: Tensor) -> float:
+    """The mean KL(shares || uniform) of n independent samples with these `probabilities` (modes,).
+
+    sum_k E[(N_k / n) log(N_k / n)] + log modes with binomial N_k, in nats, exact. For equal
+    probabilities it is about (modes - 1) / (2 n), which no model beats but by luck; for those of a
+    data set, as MNIST's digits, it is what the data score.
+
+    Raises ValueError for probabilities below 0 or of another sum than 1.
+
+    >>> print(f"{kl_floor(26_000, torch.full((1000,), 0.001)):.4f}")
+    0.0193
+    """
+    base.check_count(n=n)
+    (p,) = _checked(probabilities=(probabilities, "modes"))
+    if p.min() < 0 or abs(float(p.sum()) - 1) > 1e-5:
+        line = f"from {float(p.min())}, of sum {float(p.sum())}"
+        raise ValueError(f"probabilities must be at least 0 and sum to 1, got some {line}")
+    distinct, times = p.unique(return_counts=True)
+    most = binom.isf(1e-12, n, float(p.max()))  # what lies above adds nothing
+    count = np.arange(1, min(n, most) + 1)
+    means = [binom.pmf(count, n, q) @ (count / n * np.log(count / n)) for q in distinct.tolist()]
+    return float(times.numpy() @ np.array(means)) + math.log(len(p))
 
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ import json
 import os
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import joblib
 import torch
 
 from gan_ebm_utils import checkpoints
@@ -141,6 +142,22 @@ def make_checkpoints(
         networks, tensors, found = make(name, run)
         checkpoints.save(name, networks, tensors, run.card(found), args.out)
         run.remove_parts()
+
+
+def in_processes(function: Callable, tasks: list[Any], jobs: int) -> Iterator[Any]:
+    """function(task) of each task, done in `jobs` processes; results come as they are there.
+
+    With one job it is done in this process. Ends the program with a message if one is killed.
+
+    >>> sorted(in_processes(abs, [-1, -2], jobs=1))
+    [1, 2]
+    """
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+    try:
+        yield from parallel(joblib.delayed(function)(task) for task in tasks)
+    except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
+        line = "a process was killed, perhaps for its memory; start again, what is stored is kept"
+        raise SystemExit(f"{line}: {error}") from error
 
 
 class Progress:

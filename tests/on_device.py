@@ -314,6 +314,9 @@ MADE = {  # what they return lies where their inputs lie
         -normal(at, R, 5).abs(), -normal(at, R, 5).abs()
     ),
     "losses.Began": controlled,
+    "datasets.stacked_digits": lambda at: datasets.stacked_digits(normal(at, 5, 1, 2, 2).tanh())(
+        (R, 3), rng(at)
+    ),
     "losses.r1_penalty": lambda at: losses.r1_penalty(energy_at(at), normal(at, R, 5, 2)),
     "networks.StackedLinear": network(
         lambda g: networks.StackedLinear(2, 3, R, generator=g), R, 5, 2
@@ -366,6 +369,18 @@ MADE = {  # what they return lies where their inputs lie
     ),
     "networks.FeatureDiscriminator": network(
         lambda g: networks.FeatureDiscriminator((4,), 4, 2, R, generator=g), R, 5, 1, 28, 28
+    ),
+    "networks.stack_generator": network(
+        lambda g: networks.stack_generator(2, 3, generator=g), 1, 4, 3
+    ),
+    "networks.stack_discriminator": network(
+        lambda g: networks.stack_discriminator(2, True, generator=g), 1, 4, 3, 28, 28
+    ),
+    "networks.Statistics": lambda at: networks.Statistics(2, 3, generator=rng(at))(
+        normal(at, 1, 4, 3, 28, 28), normal(at, 1, 4, 3)
+    ),
+    "networks.digit_classifier": network(
+        lambda g: networks.digit_classifier(2, 4, 0.5, generator=g).eval(), 4, 1, 28, 28
     ),
     "refine.mh_gan": lambda at: (
         refined("mh_gan", n_steps=3)(at),
@@ -428,7 +443,7 @@ MADE |= {
     f"losses.{name}": loss(name)
     for name in (
         "gan_d_loss", "saturating_g_loss", "non_saturating_g_loss", "wasserstein_d_loss",
-        "wasserstein_g_loss",
+        "wasserstein_g_loss", "relativistic_d_loss", "relativistic_g_loss",
     )
 }  # fmt: skip
 MADE |= {f"losses.{name}": divergence(name) for name in ("kl", "reverse_kl", "js", "pearson")}
@@ -469,6 +484,10 @@ SCORED = {  # what they return is a score, or was stored, on the CPU
     "metrics.rhat": lambda at: metrics.rhat(normal(at, 500, R, 2)),
     "metrics.ess": lambda at: metrics.ess(normal(at, 500, R, 2)),
     "metrics.class_scores": lambda at: metrics.class_scores(normal(at, R, 5, 10)),
+    "metrics.stacked_modes": lambda at: metrics.stacked_modes(
+        torch.zeros(R, 5, 3, dtype=torch.long, device=at)
+    ),
+    "metrics.kl_floor": lambda at: metrics.kl_floor(9, torch.full((4,), 0.25, device=at)),
     "metrics.moments": features,
     "metrics.frechet_distance": lambda at: metrics.frechet_distance(*features(at), *features(at)),
     "plotting.scatter": panel(lambda ax, at: plotting.scatter(ax, normal(at, 5, 2), BOX, "C0", "")),
@@ -495,6 +514,7 @@ NO_TENSORS = {
     "checkpoints.available",
     "runs.parse",
     "runs.at_least",
+    "runs.in_processes",
     "runs.key_of",
     "runs.Progress",
     "runs.Run",

@@ -107,12 +107,13 @@ def test_the_package_is_small_and_which_networks_are_in_half_precision():
         found = {v.dtype for k, v in stored.items() if k.startswith("networks/")}
         types[file.stem] = found - {torch.int64}  # counts of batch normalisation
     whole, half = {torch.float32}, {torch.float16}
-    for judge in ("mnist_features", "digits_classifier"):
+    for judge in ("mnist_features", "digits_classifier", "stacked_classifier"):
         assert types.pop(judge) == whole, "results name the digest of a judge"
     budgets = {
         "ebgan_grid",
         "ebgan_sweep",
         "meg_sweep",
+        "stacked_mnist",
         *(f"one_budget_{name}" for name in one_budget.GAMES),
     } & types.keys()
     assert {name for name, found in types.items() if found == half} == types.keys() - budgets

@@ -41,9 +41,11 @@ SETTINGS = {
     "plain_refit": "settings_of({'settings': {'replicates': 9}}, 9)",
     "plane_gans": "[settings_of(name, 9, 9) for name in GAMES]",
     "plane_meg": "[settings_of(name, 9, 9) for name in NAMES]",
+    "stacked_classifier": "settings_of(9)",
+    "stacked_mnist": "[settings_of(size) for size in SIZES]",
 }
 # What is stored or drawn to look at, when all is finished.
-FREE = {("mnist_features", "N_CHECK"), ("ebgan_grid", "SECONDS")}
+FREE = {("mnist_features", "N_CHECK"), ("ebgan_grid", "SECONDS"), ("stacked_mnist", "WARM_UP")}
 FREE |= {("cover", name) for name in ("BOX", "N_SCORED, N_SHOWN", "TOP")}
 
 

@@ -1,6 +1,7 @@
 """Networks whose replicates train side by side: R independent copies behind one leading axis.
 
-One file a family: `stacked` layers and perceptrons, `images`, `autoencoders`, `flows`.
+One file a family: `stacked` layers and perceptrons, `images`, `autoencoders`, `flows`. Those of
+`stacks` are one network each.
 """
 
 from gan_ebm_utils.networks.autoencoders import Autoencoder as Autoencoder
@@ -20,3 +21,7 @@ from gan_ebm_utils.networks.stacked import energy_mlp as energy_mlp
 from gan_ebm_utils.networks.stacked import mlp as mlp
 from gan_ebm_utils.networks.stacked import product_of_experts as product_of_experts
 from gan_ebm_utils.networks.stacked import spectral_norm as spectral_norm
+from gan_ebm_utils.networks.stacks import Statistics as Statistics
+from gan_ebm_utils.networks.stacks import digit_classifier as digit_classifier
+from gan_ebm_utils.networks.stacks import stack_discriminator as stack_discriminator
+from gan_ebm_utils.networks.stacks import stack_generator as stack_generator

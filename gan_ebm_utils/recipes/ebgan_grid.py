@@ -395,16 +395,6 @@ def work(task: Task) -> Done:
     return number, made(*arguments)
 
 
-def on_this_machine(tasks: list[Task], jobs: int) -> Iterator[Done]:
-    """Do tasks in `jobs` processes; results come as they are there."""
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-    try:
-        yield from parallel(joblib.delayed(work)(task) for task in tasks)
-    except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
-        line = "a process was killed, perhaps for its memory; start again, what is stored is kept"
-        raise SystemExit(f"{line}: {error}") from error
-
-
 def connected(address: str) -> Any:
     """A client of the dask scheduler at `address`.
 
@@ -662,7 +652,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.only and grid.stored(setting) is not None:
             print(f"{setting.name}: kept; to make it anew, remove {grid.file_of(setting.name)}")
     if client is None:
-        grid.fill(settings, lambda tasks: on_this_machine(tasks, args.jobs))
+        grid.fill(settings, lambda tasks: runs.in_processes(work, tasks, args.jobs))
     else:
         with client:
             grid.fill(settings, lambda tasks: on_cluster(tasks, client))

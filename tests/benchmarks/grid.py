@@ -11,6 +11,7 @@ import time
 
 import torch
 
+from gan_ebm_utils import runs
 from gan_ebm_utils.recipes import ebgan_grid
 
 BAR, STEPS, ROUNDS, JOBS = 1.6, 50, 2, 2
@@ -27,7 +28,7 @@ def task(number, settings):
 def in_processes():
     together = ebgan_grid.together(SETTINGS, **ebgan_grid.GRIDS["reduced"]["together"])
     tasks = [task(i, settings) for i, settings in enumerate(together)]
-    return sum(len(results) for _, (results, _) in ebgan_grid.on_this_machine(tasks, JOBS))
+    return sum(len(results) for _, (results, _) in runs.in_processes(ebgan_grid.work, tasks, JOBS))
 
 
 def plain_loop(threads):
@@ -41,7 +42,7 @@ def main():
     most = torch.get_num_threads()
     methods = {"grid": in_processes, "loop, 1 thread": lambda: plain_loop(1)}
     methods |= {f"loop, {most} threads": lambda: plain_loop(most)} if most > 1 else {}
-    list(ebgan_grid.on_this_machine([task(i, SETTINGS[:1]) for i in range(2 * JOBS)], JOBS))
+    list(runs.in_processes(ebgan_grid.work, [task(i, SETTINGS[:1]) for i in range(2 * JOBS)], JOBS))
     best = dict.fromkeys(methods, float("inf"))
     for _ in range(ROUNDS):
         for name, method in methods.items():

@@ -1,0 +1,129 @@
+"""Convolutional networks of Stacked MNIST, each one replicate, and a classifier of digits.
+
+Generator and discriminator map (1, n, ...), the classifier (n, 1, 28, 28).
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gan_ebm_utils.base import Single, check_count
+from gan_ebm_utils.energies import NegativeEnergy
+
+
+def _drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
+    """`network`, built on the device "meta", with weights of He's variance from `generator`."""
+    network.to_empty(device=generator.device).float()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_parameters()
+        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            # A transposed kernel hits an output only once in stride^2 of its weights.
+            share = math.prod(layer.stride) if isinstance(layer, nn.ConvTranspose2d) else 1
+            std = (2 * share * layer.bias.numel() / layer.weight.numel()) ** 0.5
+            nn.init.normal_(layer.weight, std=std, generator=generator)
+            nn.init.zeros_(layer.bias)
+    return network
+
+
+def _trunk(width: int) -> list[nn.Module]:
+    """Layers from stacks (n, 3, 28, 28) to features (n, 196 * width)."""
+    sizes = ((3, width, 4, 2), (width, 2 * width, 4, 2), (2 * width, 4 * width, 3, 1))
+    layers = [part for size in sizes for part in (nn.Conv2d(*size, 1), nn.LeakyReLU(0.2))]
+    return [*layers, nn.Flatten()]
+
+
+def stack_generator(
+    width: int, latent_dim: int, norm: bool = True, *, generator: torch.Generator
+) -> Single:
+    """A generator of stacks, (1, n, latent_dim) to (1, n, 3, 28, 28) in (-1, 1).
+
+    A linear layer gives 2 * width channels of 7 x 7, two transposed convolutions double the size
+    and halve the channels, and a last one mixes them; with `norm` each but the last ends in batch
+    normalisation.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> stack_generator(4, 8, generator=g)(torch.zeros(1, 5, 8)).shape
+    torch.Size([1, 5, 3, 28, 28])
+    """
+    check_count(width=width, latent_dim=latent_dim)
+
+    def end(channels: int) -> list[nn.Module]:
+        return [*([nn.BatchNorm2d(channels)] if norm else []), nn.LeakyReLU(0.2)]
+
+    with torch.device("meta"):
+        layers = [nn.Linear(latent_dim, 98 * width), nn.Unflatten(1, (2 * width, 7, 7))]
+        layers += [*end(2 * width), nn.ConvTranspose2d(2 * width, width, 4, 2, 1)]
+        layers += [*end(width), nn.ConvTranspose2d(width, width // 2, 4, 2, 1)]
+        layers += [*end(width // 2), nn.Conv2d(width // 2, 3, 3, 1, 1), nn.Tanh()]
+        return _drawn(Single(nn.Sequential(*layers)), generator)
+
+
+def stack_discriminator(
+    width: int, is_energy: bool = False, *, generator: torch.Generator
+) -> nn.Module:
+    """A discriminator of stacks, (1, n, 3, 28, 28) to d (1, n), which for an energy is -E.
+
+    Three convolutions and a linear layer, without normalisation: d depends on its own stack alone.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> stack_discriminator(2, generator=g)(torch.zeros(1, 5, 3, 28, 28)).shape
+    torch.Size([1, 5])
+    """
+    check_count(width=width)
+    with torch.device("meta"):
+        network = Single(nn.Sequential(*_trunk(width), nn.Linear(196 * width, 1)))
+    _drawn(network, generator)
+    return NegativeEnergy(network) if is_energy else network
+
+
+class Statistics(nn.Module):
+    """T(x, z) of stacks with their own latents, and with those of another row, both (1, n).
+
+    Maps x (1, n, 3, 28, 28) and z (1, n, latent_dim) to what `losses.jsd_information` takes. The
+    latents join after layers like those of a discriminator (Kumar et al. 2019, arXiv:1901.08508).
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> statistics = Statistics(2, 8, generator=g)
+    >>> joint, product = statistics(torch.zeros(1, 5, 3, 28, 28), torch.zeros(1, 5, 8))
+    >>> joint.shape
+    torch.Size([1, 5])
+    """
+
+    def __init__(self, width: int, latent_dim: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        check_count(width=width, latent_dim=latent_dim)
+        n = 4 * width
+        with torch.device("meta"):
+            layers = [*_trunk(width), nn.Linear(196 * width, n), nn.LeakyReLU(0.2)]
+            self.features = Single(nn.Sequential(*layers))
+            layers = [nn.Linear(n + latent_dim, n), nn.LeakyReLU(0.2), nn.Linear(n, 1)]
+            self.head = Single(nn.Sequential(*layers))
+        _drawn(self, generator)
+
+    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.features(x)
+        # The rows are independent, so that one place further is as good as any permutation.
+        pairs = (torch.cat([seen, latents], dim=2) for latents in (z, z.roll(1, dims=1)))
+        joint, product = map(self.head, pairs)
+        return joint, product
+
+
+def digit_classifier(
+    width: int, hidden: int, dropout: float, *, generator: torch.Generator
+) -> nn.Sequential:
+    """A small classifier of digits, (n, 1, 28, 28) to logits (n, 10), with dropout.
+
+    Two convolutions of stride 2 and two linear layers: a sixth of the work of `MnistClassifier`.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> digit_classifier(4, 8, 0.5, generator=g)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+    check_count(width=width, hidden=hidden)
+    with torch.device("meta"):
+        layers = [nn.Conv2d(1, width, 4, 2, 1), nn.SiLU(), nn.Conv2d(width, 2 * width, 4, 2, 1)]
+        layers += [nn.SiLU(), nn.Flatten(), nn.Linear(98 * width, hidden), nn.SiLU()]
+        layers += [nn.Dropout(dropout), nn.Linear(hidden, 10)]
+        return _drawn(nn.Sequential(*layers), generator)

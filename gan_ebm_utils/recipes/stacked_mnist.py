@@ -1,0 +1,630 @@
+"""Train six losses on Stacked MNIST, with the same networks, and count the modes they generate.
+
+    python -m gan_ebm_utils.recipes.stacked_mnist
+
+writes the checkpoint `stacked_mnist`: of each training its course and its last scores; and for MEG,
+MEG without its entropy term and the relativistic loss one `stacked_mnist_LOSS`, the averaged
+generator and the discriminator of the first training. Does this benchmark tell losses apart, or
+networks and lengths of training? So all losses have the same generator, discriminator and batches,
+some also a discriminator of a half and a quarter of the width, and modes are counted along the way.
+
+| loss | discriminator's penalty | its steps | Adam's betas | G's norm |
+|---|---|---|---|---|
+| `non_saturating` | none | 1 | 0.5, 0.9 | batch |
+| `non_saturating_r1` | 0.5 times the squared gradient norm at data | 1 | 0.5, 0.9 | batch |
+| `wgan_gp` | 10 times (norm - 1)^2 between data and samples | 5 | 0.5, 0.9 | batch |
+| `meg` | 10 times the squared norm at data | 5 | 0.5, 0.9 | batch |
+| `meg_no_entropy` | 10 times the squared norm at data | 5 | 0.5, 0.9 | batch |
+| `relativistic_r1_r2` | 0.5 times the squared norm at data, and at samples | 1 | 0, 0.99 | none |
+
+The rate is 2e-4 for all, and no discriminator has a norm. MEG's discriminator is an energy E, and
+its losses are those of a critic d = -E; its generator also raises a bound on the information
+between z and G(z), by a statistics network that learns with it (Kumar et al. 2019,
+arXiv:1901.08508). A norm is over all axes of a stack. A loss of five steps has a third of the steps
+of the others, which takes as long.
+
+Widths and batches are half of what `--full` has, and all trainings take about 7 hours of one core
+of a recent CPU. Trainings run in `--jobs` processes. Each is stored twelve times on its way, with
+the scores so far, and when it ends; a later start goes on from there. What a training depends on is
+its own settings, the data, the two classifiers and the kind of device, so `--only` can spread the
+trainings over many starts with the same `--state`. On a GPU, which GAN_EBM_DEVICE can choose, a
+whole iteration is captured as one CUDA graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import joblib
+import torch
+from torch import Tensor, nn
+
+from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils.base import Gan, count_calls, default_device, evaluating, randn, seeded
+from gan_ebm_utils.datasets import mnist, stacked_digits
+from gan_ebm_utils.networks import Statistics, stack_discriminator, stack_generator
+
+
+class Rule(NamedTuple):
+    """A game: names of its losses, how often d steps, and what else both players minimise.
+
+    `penalised` says where d's gradient is: "real", "fake", or "between" with a norm of 1 as its
+    aim. `entropy` is the weight of the bound on the information between z and G(z).
+    """
+
+    d_loss: str
+    g_loss: str
+    d_steps: int = 1
+    penalised: tuple[str, ...] = ()
+    weight: float = 0.0
+    entropy: float = 0.0
+    is_energy: bool = False
+    betas: tuple[float, float] = (0.5, 0.9)
+    norm: bool = True
+
+
+LOSSES = {
+    "meg": Rule(
+        "wasserstein_d_loss", "wasserstein_g_loss", 5, ("real",), 10.0, 1.0, is_energy=True
+    ),
+    "meg_no_entropy": Rule(
+        "wasserstein_d_loss", "wasserstein_g_loss", 5, ("real",), 10.0, 0.0, is_energy=True
+    ),
+    "relativistic_r1_r2": Rule(
+        "relativistic_d_loss",
+        "relativistic_g_loss",
+        penalised=("real", "fake"),
+        weight=0.5,
+        betas=(0.0, 0.99),
+        norm=False,
+    ),
+    "non_saturating_r1": Rule(
+        "gan_d_loss", "non_saturating_g_loss", penalised=("real",), weight=0.5
+    ),
+    "non_saturating": Rule("gan_d_loss", "non_saturating_g_loss"),
+    "wgan_gp": Rule("wasserstein_d_loss", "wasserstein_g_loss", 5, ("between",), 10.0),
+}
+# `steps` are the generator's, by the discriminator's steps for each of them.
+SIZES = {
+    "half": {
+        "width_g": 64,
+        "width_d": 32,
+        "latent_dim": 64,
+        "batch_size": 64,
+        "steps": {"1": 12_000, "5": 4_000},
+        "decay": 0.998,
+    },
+    "full": {
+        "width_g": 128,
+        "width_d": 64,
+        "latent_dim": 128,
+        "batch_size": 128,
+        "steps": {"1": 20_000, "5": 20_000},
+        "decay": 0.999,
+    },
+}
+LEARNING_RATE = 2e-4
+SEEDS = {"meg": 3, "meg_no_entropy": 3, "relativistic_r1_r2": 3}  # 1 for the others
+NARROW = {"relativistic_r1_r2": [2, 4], "meg": [2, 4], "non_saturating_r1": [2, 4]}
+SCORING = {"n_points": 12, "n_course": 10_000, "n_last": 26_000, "samplings": 3, "n_fid": 10_000}
+# The losses whose first networks are stored.
+KEPT = ("meg", "meg_no_entropy", "relativistic_r1_r2")
+COURSE = ("step", "modes", "kl", "modes_averaged", "kl_averaged", "information")
+JUDGES = ("mnist_features", "stacked_classifier")
+WARM_UP = 3  # iterations before one is captured, as PyTorch asks for
+
+
+class Training(NamedTuple):
+    """One training of a loss; `narrow` divides the width of its discriminator."""
+
+    loss: str
+    number: int
+    narrow: int = 1
+
+    @property
+    def name(self) -> str:
+        return f"{self.loss}-{self.number}" + f"-narrow{self.narrow}" * (self.narrow > 1)
+
+
+def trainings() -> list[Training]:
+    """All trainings, in the order in which they are wanted: the first of each loss, then others."""
+    most = max(SEEDS.values())
+    firsts = [Training(loss, i) for i in range(most) for loss in LOSSES if i < SEEDS.get(loss, 1)]
+    return firsts + [Training(loss, 0, n) for loss, narrow in NARROW.items() for n in narrow]
+
+
+# ---- the game
+
+
+class Game:
+    """A training: its networks, their optimisers and all else that an iteration changes.
+
+    `sizes` are those of a part, with `width_d` as it is here and its own `steps`.
+    """
+
+    def __init__(self, rule: Rule, sizes: dict[str, Any], images: Tensor, seed: int) -> None:
+        self.rule, self.sizes, self.rng = rule, sizes, seeded(seed)
+        device, latent_dim, rng = self.rng.device, sizes["latent_dim"], self.rng
+        self.data = stacked_digits(images.to(device))
+        generator = stack_generator(sizes["width_g"], latent_dim, rule.norm, generator=rng)
+        judge = stack_discriminator(sizes["width_d"], rule.is_energy, generator=rng)
+        self.gan = Gan(generator, judge, latent_dim)
+        self.averaged = copy.deepcopy(generator)
+        self.networks = {"generator": generator, "discriminator": judge, "averaged": self.averaged}
+        players = {"discriminator": [*judge.parameters()], "generator": [*generator.parameters()]}
+        if rule.entropy:
+            self.statistics = Statistics(sizes["width_t"], latent_dim, generator=rng)
+            self.networks["statistics"] = self.statistics
+            players["generator"] += self.statistics.parameters()
+        settings = {"betas": rule.betas, "fused": True, "capturable": device.type == "cuda"}
+        self.optimizers = {
+            name: torch.optim.Adam(weights, LEARNING_RATE, **settings)
+            for name, weights in players.items()
+        }
+        self.step = torch.zeros((), device=device)
+        self.information = torch.full((), math.nan, device=device)
+
+    def iterate(self) -> None:
+        """One step of the generator after its discriminator's, all on the device."""
+        gan, rule, size = self.gan, self.rule, (1, self.sizes["batch_size"])
+        d_loss, g_loss = getattr(losses, rule.d_loss), getattr(losses, rule.g_loss)
+        for _ in range(rule.d_steps):
+            x = self.data(size, self.rng)
+            with self._autocast():
+                with torch.no_grad():
+                    y = gan.generator(gan.prior(size, self.rng)).float()
+                # No layer of d lets one stack see another.
+                d = gan.discriminator(torch.cat([x, y], dim=1)).float()
+                loss = d_loss(*d.chunk(2, dim=1))
+                for where in rule.penalised:
+                    loss = loss + rule.weight * self._penalty(where, x, y)
+            self._descend("discriminator", loss)
+        with self._autocast():
+            z = gan.prior(size, self.rng)
+            y = gan.generator(z)
+            fake = gan.discriminator(y).float()
+            with torch.no_grad():
+                real = gan.discriminator(x).float() if "relativistic" in rule.g_loss else fake
+            loss = g_loss(real, fake)
+            if rule.entropy:
+                joint, product = self.statistics(y, z)
+                information = losses.jsd_information(joint.float(), product.float())
+                self.information.copy_(information.detach().squeeze())
+                loss = loss - rule.entropy * information
+        self._descend("generator", loss)
+        self._average()
+
+    def _autocast(self) -> torch.autocast:
+        # Without its cache: within one context that would keep weights which have changed.
+        return torch.autocast(self.rng.device.type, torch.bfloat16, cache_enabled=False)
+
+    def _penalty(self, where: str, x: Tensor, y: Tensor) -> Tensor:
+        if where == "between":
+            return losses.gradient_penalty(self.gan.discriminator, x, y, self.rng)
+        return losses.r1_penalty(self.gan.discriminator, x if where == "real" else y)
+
+    def _descend(self, player: str, loss: Tensor) -> None:
+        """A step of a player's weights only: a generator's gradient passes through d."""
+        weights = self.optimizers[player].param_groups[0]["params"]
+        for weight, grad in zip(weights, torch.autograd.grad(loss.sum(), weights), strict=True):
+            weight.grad = grad
+        self.optimizers[player].step()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the averaged generator; the sum of its weights is 1, so that it forgets its start.
+
+        After t steps w_s has the weight (1 - decay) decay^(t - s) / (1 - decay^t).
+        """
+        self.step += 1
+        decay = self.sizes["decay"]
+        share = (1 - decay) / -torch.expm1(self.step * math.log(decay))
+        new = self.gan.generator.state_dict().values()
+        for old, value in zip(self.averaged.state_dict().values(), new, strict=True):
+            if value.is_floating_point():
+                old.lerp_(value, share)
+
+    def state(self) -> dict[str, Any]:
+        """All that another game needs to go on as this one."""
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "rng": self.rng.get_state(),
+            "step": self.step,
+            "information": self.information,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.rng.set_state(state["rng"])
+        self.step.copy_(state["step"])
+        self.information.copy_(state["information"])
+
+    def _parts(self) -> dict[str, Any]:
+        adams = {f"optimizer of the {name}": adam for name, adam in self.optimizers.items()}
+        return {**self.networks, **adams}
+
+
+def repeat(game: Game, n: int) -> None:
+    """n iterations of a game; on a GPU one is captured as a CUDA graph and played again and again.
+
+    Networks of this size are bound there by the launches of their kernels.
+    """
+    device = game.rng.device
+    if device.type != "cuda" or n <= WARM_UP:
+        for _ in range(n):
+            game.iterate()
+        return
+    stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            game.iterate()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph.register_generator_state(game.rng)
+    with torch.cuda.graph(graph):
+        game.iterate()  # recorded, not done
+    for _ in range(n - WARM_UP):
+        graph.replay()
+
+
+# ---- the scores
+
+
+def classes(classifier: nn.Module, stacks: Tensor) -> Tensor:
+    """The classes (1, n, 3) of the channels of stacks (1, n, 3, 28, 28).
+
+    Raises ValueError for a classifier in training mode, whose dropout would count modes of its own.
+    """
+    if any(module.training for module in classifier.modules()):
+        raise ValueError("the classifier is in training mode; call its eval() before it counts")
+    channels = stacks.reshape(-1, 1, 28, 28).split(3000)
+    found = torch.cat([classifier(part).argmax(dim=1) for part in channels])
+    return found.reshape(1, -1, stacks.shape[2])
+
+
+@torch.no_grad()
+def stacks_of(generator: nn.Module, latent_dim: int, n: int, rng: torch.Generator) -> list[Tensor]:
+    """n samples of a generator in evaluation mode, in parts (1, 1000, 3, 28, 28)."""
+    with evaluating(generator):
+        parts = randn(1, n, latent_dim, generator=rng).split(1000, dim=1)
+        return [generator(z) for z in parts]
+
+
+@torch.no_grad()
+def modes_of(stacks: list[Tensor], classifier: nn.Module) -> tuple[float, float]:
+    """Modes and KL of stacks, nan where one is not finite."""
+    if not all(bool(part.isfinite().all()) for part in stacks):
+        return math.nan, math.nan
+    found = torch.cat([classes(classifier, part) for part in stacks], dim=1)
+    return tuple(float(score) for score in metrics.stacked_modes(found))
+
+
+@torch.no_grad()
+def fid_of(stacks: list[Tensor], judge: checkpoints.Checkpoint) -> float:
+    """FID of all channels as digits, against the test digits, in features of `mnist_features`."""
+    if not all(bool(part.isfinite().all()) for part in stacks):
+        return math.nan
+    network = judge.networks["classifier"].features
+    seen = torch.cat([network(part.reshape(-1, 1, 28, 28)) for part in stacks])
+    truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
+    return metrics.frechet_distance(*metrics.moments(seen), *truth)
+
+
+def last_scores(
+    generators: list[nn.Module],
+    latent_dim: int,
+    judges: dict[str, checkpoints.Checkpoint],
+    scoring: dict[str, Any],
+    rng: torch.Generator,
+) -> dict[str, Tensor]:
+    """Modes and KL of generators, (generators, JUDGES, samplings), and their FID, (generators,)."""
+    counts, fid = [], []
+    for generator in generators:
+        rows = []
+        for _ in range(scoring["samplings"]):
+            stacks = stacks_of(generator, latent_dim, scoring["n_last"], rng)
+            rows.append([modes_of(stacks, judges[name].networks["classifier"]) for name in JUDGES])
+        counts.append(rows)
+        fid.append(fid_of(stacks[: -(-scoring["n_fid"] // 1000)], judges["mnist_features"]))
+    modes, kl = torch.tensor(counts, dtype=torch.float64).transpose(1, 2).unbind(dim=3)
+    return {"modes": modes, "kl": kl, "fid": torch.tensor(fid, dtype=torch.float64)}
+
+
+# ---- the trainings
+
+
+def settings_of(size: str) -> dict[str, Any]:
+    """Everything that the scores depend on, but for the seed, the data and the classifiers."""
+    return {
+        "size": size,
+        "sizes": SIZES[size],
+        "losses": {name: rule._asdict() for name, rule in LOSSES.items()},
+        "learning_rate": LEARNING_RATE,
+        "trainings": [training.name for training in trainings()],
+        "scoring": SCORING,
+    }
+
+
+def own_settings(training: Training, size: str) -> dict[str, Any]:
+    """What of the settings one training depends on."""
+    rule, sizes = LOSSES[training.loss], dict(SIZES[size])
+    return {
+        "training": training._asdict(),
+        "rule": rule._asdict(),
+        "sizes": {
+            **sizes,
+            "steps": sizes["steps"][str(rule.d_steps)],
+            "width_t": sizes["width_d"],
+            "width_d": sizes["width_d"] // training.narrow,
+        },
+        "learning_rate": LEARNING_RATE,
+        "scoring": SCORING,
+        "is_kept": is_kept(training),
+    }
+
+
+def is_kept(training: Training) -> bool:
+    return training.loss in KEPT and training[1:] == (0, 1)
+
+
+def points_of(training: Training, given: dict[str, Any]) -> list[str]:
+    """The names of the steps of a part: where the modes are counted, and the end."""
+    steps, n = given["sizes"]["steps"], given["scoring"]["n_points"]
+    return [*(f"{training.name} at {steps * (i + 1) // n}" for i in range(n)), training.name]
+
+
+def seed_of(seed: int, training: Training) -> int:
+    """A seed of its own for each training."""
+    return int(runs.key_of({"seed": seed, "training": training.name}), 16)
+
+
+class Task(NamedTuple):
+    """All that a process needs to make one training or to find it; its key is that of `given`."""
+
+    training: Training
+    given: dict[str, Any]
+    run: runs.Run
+
+    def stored(self) -> dict[str, Any]:
+        """The part as far as it is, or one without steps."""
+        found = self.run.found(self.training.name, runs.key_of(self.given))
+        return found or {"made": {}, "seconds": []}
+
+    def is_finished(self) -> bool:
+        return "scores" in self.stored()["made"]
+
+
+def train(task: Task) -> Training:
+    """Make a training, or what is missing of it, with one thread; its part stores all of it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _train(task)
+    finally:
+        torch.set_num_threads(threads)
+    return task.training
+
+
+def _train(task: Task) -> None:
+    own, training = task.given, task.training
+    rule, sizes, scoring = Rule(**own["rule"]), own["sizes"], own["scoring"]
+    device = default_device()
+    judges = {name: checkpoints.load(name, device) for name in JUDGES}
+    counting = judges["stacked_classifier"].networks["classifier"]
+    images, names = mnist("train").images, points_of(training, own)
+    # Drawn apart from the training's: the course does not depend on how often it is looked at.
+    seed = seed_of(own["seed"], training)
+
+    def game() -> Game:
+        return Game(rule, sizes, images, seed)
+
+    def advance(state: dict[str, Any] | None) -> dict[str, Any]:
+        start, course = time.process_time(), state["course"] if state else []
+        if len(course) == len(names) - 1:
+            return finish(state)
+        play, done = game(), int(state["game"]["step"]) if state else 0
+        if state:
+            play.load(state["game"])
+        until = sizes["steps"] * (len(course) + 1) // scoring["n_points"]
+        repeat(play, until - done)
+        rng, row = seeded(seed + 1 + len(course)), [float(until)]
+        for generator in (play.gan.generator, play.averaged):
+            row += modes_of(
+                stacks_of(generator, sizes["latent_dim"], scoring["n_course"], rng), counting
+            )
+        row.append(float(play.information))
+        told = f"{row[1]:.0f} modes, KL {row[2]:.3f}; averaged {row[3]:.0f}, {row[4]:.3f}"
+        print(f"{names[len(course)]}: {told}", flush=True)
+        # Unlike the time on the clock it does not depend on what else the machine does.
+        seconds = (state["seconds_cpu"] if state else 0.0) + time.process_time() - start
+        return {"game": play.state(), "course": [*course, row], "seconds_cpu": seconds}
+
+    def finish(state: dict[str, Any]) -> dict[str, Any]:
+        play, fresh = game(), game()
+        play.load(state["game"])
+        generators = [play.gan.generator, play.averaged]
+        for network in generators:
+            network.half().float()  # as it is stored
+        rng = seeded(seed + 1 + len(names))
+        scores = last_scores(generators, sizes["latent_dim"], judges, scoring, rng)
+        with count_calls(*fresh.gan[:2]) as calls:
+            fresh.iterate()
+        pair = {"generator": play.averaged, "discriminator": play.gan.discriminator}
+        kept = {
+            f"{name}.{key}": value.half() if value.is_floating_point() else value
+            for name, network in pair.items()
+            for key, value in network.state_dict().items()
+            if own["is_kept"]
+        }
+        course = torch.tensor(state["course"], dtype=torch.float64)
+        return {
+            "scores": {"course": course, **scores},
+            "calls": list(calls()),
+            "seconds_cpu": state["seconds_cpu"],
+            "weights": {key: value.cpu() for key, value in kept.items()},
+        }
+
+    task.run.in_steps(training.name, names, advance, own)
+
+
+def cost(training: Training, given: dict[str, Any]) -> float:
+    """How long a training takes, beside others: steps, in those of a discriminator."""
+    rule = Rule(**given["rule"])
+    penalties = sum(2 if where == "fake" else 1 for where in rule.penalised)
+    each = rule.d_steps * (2 + penalties) / training.narrow + 3 + bool(rule.entropy)
+    return given["sizes"]["steps"] * each
+
+
+# ---- the checkpoints
+
+
+def networks_of(task: Task, weights: dict[str, Tensor]) -> dict[str, checkpoints.Built]:
+    """The networks of a finished training, in half precision."""
+    rule, sizes = Rule(**task.given["rule"]), task.given["sizes"]
+    made = {
+        "generator": (
+            stack_generator,
+            {"width": sizes["width_g"], "latent_dim": sizes["latent_dim"], "norm": rule.norm},
+        ),
+        "discriminator": (
+            stack_discriminator,
+            {"width": sizes["width_d"], "is_energy": rule.is_energy},
+        ),
+    }
+    found = {}
+    for name, (builder, settings) in made.items():
+        network = builder(**settings, generator=seeded(0, "cpu")).half().eval()
+        own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(name)}
+        network.load_state_dict(own)
+        found[name] = (network, builder, settings)
+    return found
+
+
+def of_data(judges: dict[str, checkpoints.Checkpoint], seed: int) -> dict[str, Any]:
+    """What stacks of test digits score with each classifier, and the floors of the KL."""
+    rng, found = seeded(seed, "cpu"), {}
+    draw, n = stacked_digits(mnist("test").images), SCORING["n_last"]
+    stacks = [draw((1, len(part)), rng) for part in torch.arange(n).split(1000)]
+    for name in JUDGES:
+        modes, kl = modes_of(stacks, judges[name].networks["classifier"])
+        found[name] = {"modes": modes, "kl": kl}
+    uniform = torch.full((1000,), 1e-3)
+    share = judges["mnist_features"].tensors["train_frequencies"].double()
+    of_digits = torch.einsum("i,j,k->ijk", share, share, share).flatten()
+    floors = {
+        str(size): {
+            "uniform": metrics.kl_floor(size, uniform),
+            "digits_of_mnist": metrics.kl_floor(size, of_digits / of_digits.sum()),
+        }
+        for size in (SCORING["n_course"], n)
+    }
+    return {"test_digits": found, "kl_floor": floors}
+
+
+def numbers(scores: Tensor) -> Any:
+    """Scores in lists, as a card takes them: None for those that are not finite."""
+    return json.loads(json.dumps(scores.tolist()).replace("NaN", "null"))
+
+
+def write(
+    run: runs.Run,
+    tasks: list[Task],
+    name: str,
+    out: Path | None,
+    judges: dict[str, checkpoints.Checkpoint],
+) -> None:
+    """Write the checkpoints when all trainings are there, that of the scores last."""
+    tensors, found = {}, {}
+    for task in tasks:
+        part = task.stored()
+        scores = part["made"]["scores"]
+        tensors |= {f"{task.training.name}/{key}": value for key, value in scores.items()}
+        found[task.training.name] = {
+            "modes": numbers(scores["modes"].mean(dim=2)),
+            "kl": numbers(scores["kl"].mean(dim=2)),
+            "fid": numbers(scores["fid"]),
+            "calls": part["made"]["calls"],
+            "seconds": round(sum(part["seconds"]), 1),
+            "seconds_cpu": round(part["made"]["seconds_cpu"], 1),
+        }
+        if is_kept(task.training):
+            networks = networks_of(task, part["made"]["weights"])
+            card = run.card({**found[task.training.name], "training": task.training.name})
+            checkpoints.save(f"{name}_{task.training.loss}", networks, {}, card, out)
+    whole = {
+        "trainings": found,
+        "course": list(COURSE),
+        "weights": ["last", "averaged"],
+        "judges": list(JUDGES),
+        **of_data(judges, run.given["seed"]),
+        **{
+            key: round(sum(each[key] for each in found.values()), 1)
+            for key in ("seconds", "seconds_cpu")
+        },
+    }
+    checkpoints.save(name, {}, tensors, {**run.card(whole), "threads": 1}, out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    what = __doc__.replace("    python", "  python")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=what, formatter_class=form)
+    parser.add_argument("--full", action="store_true", help="the full widths, for a GPU")
+    text = "only these losses or trainings, as meg or meg-0, stored for a start without it"
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=text)
+    text = "processes, each with one thread (default: 1 on a GPU, else as many as there are cores)"
+    parser.add_argument("--jobs", type=runs.at_least(1), help=text)
+    args = runs.parse(parser, argv)
+    size, known = "full" if args.full else "half", {*LOSSES, *(t.name for t in trainings())}
+    if unknown := sorted({*(args.only or ())} - known):
+        line = f"give some of {', '.join(sorted(known))}"
+        parser.error(f"no loss or training {', '.join(unknown)}; {line}")
+    try:
+        device = default_device()
+        judges = {name: checkpoints.load(name) for name in JUDGES}
+        source = {**runs.mnist_source()}
+        source |= {f"{name}_sha256": judge.card["sha256"] for name, judge in judges.items()}
+    except (RuntimeError, ValueError) as error:  # no such device, no MNIST, no classifier
+        parser.error(str(error))
+    jobs = args.jobs or (1 if device.type == "cuda" else joblib.cpu_count())
+    name = "stacked_mnist" + "_full" * args.full
+    run = runs.Run("stacked_mnist", settings_of(size), args, runs.Progress(), **source)
+    names = [*(f"{name}_{loss}" for loss in KEPT), name]
+    if all(run.is_stored(each, args.out) for each in names):
+        print(f"{', '.join(names)}: kept")
+        return
+    tasks = []
+    for training in trainings():
+        own = own_settings(training, size)
+        task = Task(training, {**own, "seed": args.seed, "device": device.type, **source}, run)
+        if jobs > 1:  # each process tells of its own training only
+            apart = runs.Run("stacked_mnist", {}, args, runs.Progress())
+            task = task._replace(run=apart)
+        run.keys[training.name] = runs.key_of(task.given)
+        tasks.append(task)
+    wanted = {*(args.only or LOSSES)}
+    chosen = [task for task in tasks if wanted & {task.training.loss, task.training.name}]
+    for task in chosen:
+        points, there = points_of(*task[:2]), len(task.stored()["seconds"])
+        each = cost(*task[:2]) / len(points)
+        task.run.progress.parts |= {point: each * (i >= there) for i, point in enumerate(points)}
+    for training in runs.in_processes(train, chosen, jobs):
+        print(f"{training.name}: stored in {run.file_of(training.name)}", flush=True)
+    if left := [task.training.name for task in tasks if not task.is_finished()]:
+        print(f"missing: {', '.join(left)}; a start without --only makes them")
+        return
+    write(run, tasks, name, args.out, judges)
+    run.remove_parts()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,426 @@
+"""Stacked MNIST: its stacks, the count of its modes, the paired loss, and the recipe."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils.base import randn, seeded
+from gan_ebm_utils.datasets import Images, minibatches, stacked_digits
+from gan_ebm_utils.energies import NegativeEnergy
+from gan_ebm_utils.networks import digit_classifier, stack_discriminator, stack_generator
+from gan_ebm_utils.recipes import stacked_mnist
+from gan_ebm_utils.recipes.stacked_mnist import LOSSES, Game, Training
+
+SIZES = {
+    "width_g": 4,
+    "width_d": 2,
+    "width_t": 2,
+    "latent_dim": 5,
+    "batch_size": 6,
+    "steps": 4,
+    "decay": 0.9,
+}
+
+
+def rng(seed=0):
+    return seeded(seed, "cpu")
+
+
+def pictures(n=20):
+    return 2 * torch.rand(n, 1, 28, 28, generator=rng(3)) - 1
+
+
+def game(loss="meg", seed=0, **changes):
+    return Game(LOSSES[loss], {**SIZES, **changes}, pictures(), seed)
+
+
+# ---- stacks, modes and floors
+
+
+def test_a_stack_is_three_digits_drawn_alone():
+    images = torch.arange(7.0)[:, None, None, None].expand(7, 1, 2, 3)
+    stacks = stacked_digits(images)((2, 5000), rng())
+    assert stacks.shape == (2, 5000, 3, 2, 3)
+    drawn = stacks[..., 0, 0].long()
+    assert (stacks == drawn[..., None, None]).all(), "a channel is one digit"
+    counts = (drawn @ torch.tensor([1, 7, 49])).flatten().bincount(minlength=343)
+    expected = 10_000 / 343
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    assert abs(chi_square - 342) < 5 * math.sqrt(2 * 342)
+    # A control: three channels of the same digit.
+    same = drawn[..., :1].expand(-1, -1, 3) @ torch.tensor([1, 7, 49])
+    counts = same.flatten().bincount(minlength=343)
+    assert ((counts - expected) ** 2 / expected).sum() > 10_000
+
+
+def test_stacks_are_made_of_one_channel():
+    with pytest.raises(ValueError, match=r"images must be \(n, 1, h, w\).*\(5, 3, 4, 4\)"):
+        stacked_digits(torch.zeros(5, 3, 4, 4))
+    assert minibatches(torch.zeros(5, 3, 4, 4))((2,), rng()).shape == (2, 3, 4, 4)
+
+
+def test_modes_and_kl_by_hand():
+    every = torch.tensor(list(itertools.product(range(10), repeat=3)))[None]
+    assert metrics.stacked_modes(every) == (torch.tensor([1000.0]), torch.tensor([0.0]))
+    half = torch.cat([every[:, :500], every[:, :500], every[:, :500]], dim=1)
+    modes, kl = metrics.stacked_modes(half)
+    assert modes == 500 and kl == pytest.approx(math.log(2))
+    one = metrics.stacked_modes(torch.full((1, 9, 3), 7))
+    assert one.modes == 1 and one.kl == pytest.approx(math.log(1000))
+    # Shares 1/2, 1/4, 1/4 of the four modes of two classes.
+    both = torch.tensor([[[0, 0], [0, 0], [0, 1], [1, 1]], [[1, 1]] * 4])
+    modes, kl = metrics.stacked_modes(both, n_classes=2)
+    assert modes.tolist() == [3, 1]
+    assert kl.tolist() == pytest.approx([math.log(4) - 1.5 * math.log(2), math.log(4)])
+    # Channels are not interchangeable.
+    assert metrics.stacked_modes(torch.tensor([[[1, 2, 3], [3, 2, 1]]])).modes == 2
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (torch.zeros(1, 5, 3), "give the argmax"),
+        (torch.zeros(5, 3, dtype=torch.long), r"classes must be \(R, n, channels\)"),
+        (torch.full((1, 5, 3), 10), r"0\.\.9, got 10 to 10"),
+        (torch.full((1, 5, 3), -1), r"0\.\.9, got -1 to -1"),
+        (torch.zeros(1, 0, 3, dtype=torch.long), "whole numbers"),
+    ],
+)
+def test_what_are_no_classes(classes, told):
+    with pytest.raises(ValueError, match=told):
+        metrics.stacked_modes(classes)
+
+
+def test_the_floor_is_the_mean_of_the_kl():
+    p = torch.tensor([0.5, 0.2, 0.2, 0.1])
+    n, draws = 20, 4000
+    found = torch.multinomial(p.expand(draws, 4), n, replacement=True, generator=rng())
+    pairs = torch.stack([found // 2, found % 2], dim=2)
+    kl = metrics.stacked_modes(pairs, n_classes=2).kl
+    error = float(kl.std()) / math.sqrt(draws)
+    assert abs(float(kl.mean()) - metrics.kl_floor(n, p)) < 5 * error
+    assert abs(float(kl.mean()) - metrics.kl_floor(2 * n, p)) > 10 * error
+    # By hand: two draws of two modes are in one with probability 1/2.
+    assert metrics.kl_floor(2, torch.full((2,), 0.5)) == pytest.approx(math.log(2) / 2)
+    assert metrics.kl_floor(1, p) == pytest.approx(math.log(4))
+    assert metrics.kl_floor(26_000, torch.full((1000,), 1e-3)) == pytest.approx(0.0194, abs=1e-4)
+
+
+def test_what_is_no_distribution_has_no_floor():
+    for p in (torch.tensor([0.5, 0.4]), torch.tensor([1.5, -0.5])):
+        with pytest.raises(ValueError, match="at least 0 and sum to 1"):
+            metrics.kl_floor(10, p)
+
+
+# ---- the paired loss
+
+
+def test_the_paired_loss_sees_differences_only():
+    real, fake = randn(2, 6, generator=rng(1)), randn(2, 6, generator=rng(2))
+    d, g = losses.relativistic_d_loss(real, fake), losses.relativistic_g_loss(real, fake)
+    torch.testing.assert_close(d, torch.log1p((fake - real).exp()).mean(dim=1))
+    torch.testing.assert_close(g, torch.log1p((real - fake).exp()).mean(dim=1))
+    torch.testing.assert_close(d - g, (fake - real).mean(dim=1))
+    torch.testing.assert_close(losses.relativistic_d_loss(real + 9, fake + 9), d)
+    # Controls: a usual loss has a level, and other pairs are another loss.
+    assert not torch.allclose(losses.gan_d_loss(real + 9, fake + 9), losses.gan_d_loss(real, fake))
+    assert not torch.allclose(losses.relativistic_d_loss(real, fake.flip(1)), d)
+    with pytest.raises(ValueError, match=r"real must be \(R, n\), fake \(R, n\).*\(2, 5\)"):
+        losses.relativistic_d_loss(real, fake[:, :5])
+
+
+# ---- the game
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_game_that_is_loaded_goes_on_as_it_would_have(loss):
+    whole, first, second = game(loss), game(loss), game(loss, seed=1)
+    for _ in range(3):
+        whole.iterate()
+    first.iterate()
+    second.load(first.state())
+    for _ in range(2):
+        second.iterate()
+    assert flat(whole).keys() == flat(second).keys()
+    assert all(torch.equal(value, flat(second)[key]) for key, value in flat(whole).items())
+    # A control: without the state of the random numbers it is another game.
+    other = game(loss, seed=1)
+    other.load({**first.state(), "rng": rng(9).get_state()})
+    other.iterate(), other.iterate()
+    assert not torch.equal(flat(other)["generator/network.0.weight"], weights(whole)[0])
+
+
+def flat(play):
+    """All weights of a game by their names."""
+    return {
+        f"{name}/{key}": value.nan_to_num()
+        for name, network in play.networks.items()
+        for key, value in network.state_dict().items()
+    } | {"information": play.information.nan_to_num(), "step": play.step}
+
+
+def weights(play):
+    return [weight.detach().clone() for weight in play.gan.generator.parameters()]
+
+
+def closed_form(loss, play, x, y):
+    """The discriminator's loss of a table's row, for data x and samples y, in plain PyTorch."""
+
+    def slope(points):
+        points = points.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(play.gan.discriminator(points).sum(), points)
+        return grad.flatten(2).square().sum(dim=2)
+
+    real, fake = play.gan.discriminator(x), play.gan.discriminator(y)
+    critic = fake.mean() - real.mean()
+    usual = (F.softplus(-real) + F.softplus(fake)).mean()
+    return {
+        "meg": critic + 10 * slope(x).mean(),
+        "meg_no_entropy": critic + 10 * slope(x).mean(),
+        "relativistic_r1_r2": F.softplus(fake - real).mean() + (slope(x) + slope(y)).mean() / 2,
+        "non_saturating_r1": usual + slope(x).mean() / 2,
+        "non_saturating": usual,
+        # Between x and itself lies x only.
+        "wgan_gp": critic + 10 * (slope(x).sqrt() - 1).square().mean(),
+    }[loss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_losses_are_those_of_the_table(loss, monkeypatch):
+    play, seen = game(loss), {}
+    monkeypatch.setattr(play, "_autocast", lambda: torch.autocast("cpu", enabled=False))
+    x = pictures(18).reshape(1, 6, 3, 28, 28)
+    play.data = lambda size, rng: x
+    if loss == "wgan_gp":  # its points between are drawn: the samples are made to be the data
+        play.gan.generator.forward = lambda z: x + 0 * z.sum()
+    monkeypatch.setattr(play, "_average", lambda: None)
+
+    def descend(player, value):
+        seen.setdefault(player, []).append(float(value.detach().sum()))
+
+    monkeypatch.setattr(play, "_descend", descend)
+    start = play.rng.get_state()
+    play.iterate()
+    assert len(seen["discriminator"]) == (5 if loss in ("meg", "meg_no_entropy", "wgan_gp") else 1)
+    play.rng.set_state(start)
+    y = play.gan.generator(play.gan.prior((1, 6), play.rng)).detach()
+    expected = float(closed_form(loss, play, x, y).detach())
+    assert seen["discriminator"][0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    others = {other: float(closed_form(other, play, x, y).detach()) for other in LOSSES}
+    same = {other for other, value in others.items() if value == pytest.approx(expected, rel=1e-3)}
+    assert same == ({"meg", "meg_no_entropy"} if loss.startswith("meg") else {loss}), "a control"
+    information = float(play.information)
+    assert math.isnan(information) == (loss != "meg")
+    if loss == "meg":
+        assert -2 * math.log(2) - 1 < information < 0
+
+
+def test_the_entropy_changes_the_generator_only():
+    with_it, without = game("meg"), game("meg_no_entropy")
+    for name in ("generator", "discriminator"):
+        without.networks[name].load_state_dict(with_it.networks[name].state_dict())
+    without.rng.set_state(with_it.rng.get_state())
+    d = [p.clone() for p in with_it.gan.discriminator.parameters()]
+    with_it.iterate(), without.iterate()
+    same = zip(
+        with_it.gan.discriminator.parameters(),
+        without.gan.discriminator.parameters(),
+        strict=True,
+    )
+    assert all(torch.equal(a, b) for a, b in same), "the five steps of d come first"
+    assert not torch.equal(d[0], next(with_it.gan.discriminator.parameters()))
+    assert not torch.equal(weights(with_it)[0], weights(without)[0])
+
+
+def test_the_averaged_generator_forgets_its_start():
+    play, seen = game("non_saturating", decay=0.7), []
+    start = weights(play)[0]
+    for _ in range(4):
+        play.iterate()
+        seen.append(weights(play)[0])
+    shares = torch.tensor([0.3 * 0.7 ** (3 - i) for i in range(4)]) / (1 - 0.7**4)
+    expected = sum(share * weight for share, weight in zip(shares, seen, strict=True))
+    found = next(play.averaged.parameters())
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, sum(0.3 * 0.7**i * w for i, w in enumerate(seen[::-1])))
+    assert not torch.equal(start, seen[0])
+
+
+def test_weights_are_drawn_with_he_s_variance():
+    network = stack_generator(32, 16, norm=False, generator=rng())
+    h = randn(200, 16, generator=rng(1))
+    for layer in network.network:
+        was, h = h, layer(h)
+        if isinstance(layer, nn.ConvTranspose2d):
+            inner = h[..., 2:-2, 2:-2].square().mean()
+            assert float((inner / was.square().mean()).detach()) == pytest.approx(2, rel=0.3)
+    assert stack_discriminator(2, generator=rng())(torch.zeros(1, 4, 3, 28, 28)).abs().max() == 0
+    energy = stack_discriminator(2, True, generator=rng())
+    x = randn(1, 4, 3, 28, 28, generator=rng())
+    plain = stack_discriminator(2, generator=rng())
+    assert isinstance(energy, NegativeEnergy) and torch.equal(energy(x), -plain(x))
+
+
+def test_an_energy_is_low_at_data():
+    play = game("meg", batch_size=12)
+    play.data = lambda size, rng: torch.full((*size, 3, 28, 28), 0.9)
+    for _ in range(6):
+        play.iterate()
+    with torch.no_grad():
+        x, y = play.data((1, 5), None), play.gan.generator(play.gan.prior((1, 5), rng()))
+        assert play.gan.discriminator.energy(x).mean() < play.gan.discriminator.energy(y).mean()
+
+
+# ---- the scores
+
+
+class Reads(nn.Module):
+    """A classifier that reads the digit off the first pixel."""
+
+    def forward(self, x):
+        return -((x[:, 0, 0, 0, None] * 10 - torch.arange(10.0)) ** 2)
+
+
+def test_modes_of_stacks_are_those_of_their_digits():
+    every = torch.tensor(list(itertools.product(range(10), repeat=3)))
+    stacks = (every / 10).reshape(1, 1000, 3, 1, 1).expand(1, 1000, 3, 28, 28)
+    judge = Reads().eval()
+    assert torch.equal(stacked_mnist.classes(judge, stacks)[0], every)
+    assert stacked_mnist.modes_of([stacks[:, :300], stacks[:, 300:]], judge) == (1000, 0)
+    modes, kl = stacked_mnist.modes_of([stacks[:, :10]], judge)
+    assert modes == 10 and kl == pytest.approx(math.log(100))
+    lost = stacks.clone()
+    lost[0, 0] = math.nan
+    assert all(map(math.isnan, stacked_mnist.modes_of([lost], judge)))
+
+
+def test_a_classifier_in_training_mode_is_refused():
+    judge = digit_classifier(2, 4, 0.5, generator=rng())
+    stacks = randn(1, 7, 3, 28, 28, generator=rng())
+    with pytest.raises(ValueError, match=r"training mode; call its eval\(\)"):
+        stacked_mnist.classes(judge, stacks)
+    assert stacked_mnist.classes(judge.eval(), stacks).shape == (1, 7, 3)
+    judge[-2].train()  # one layer of it is enough
+    with pytest.raises(ValueError, match="training mode"):
+        stacked_mnist.modes_of([stacks], judge)
+
+
+def test_samples_are_drawn_in_evaluation_mode():
+    generator, gen = stack_generator(4, 5, generator=rng()), rng(1)
+    running = generator.network[2].running_mean.clone()
+    parts = stacked_mnist.stacks_of(generator, 5, 1500, gen)
+    assert [part.shape[1] for part in parts] == [1000, 500] and generator.training
+    assert torch.equal(generator.network[2].running_mean, running)
+    alone = generator.eval()(randn(1, 1500, 5, generator=rng(1))[:, :1])
+    torch.testing.assert_close(parts[0][:, :1], alone, atol=1e-4, rtol=1e-4)
+
+
+# ---- the recipe
+
+
+def key(training):
+    return runs.key_of(stacked_mnist.own_settings(training, "half"))
+
+
+def test_a_training_depends_on_its_own_settings_only(monkeypatch):
+    names = [training.name for training in stacked_mnist.trainings()]
+    assert len(set(names)) == len(names) == 18
+    assert names[:3] == ["meg-0", "meg_no_entropy-0", "relativistic_r1_r2-0"]
+    before = {training: key(training) for training in stacked_mnist.trainings()}
+    assert len(set(before.values())) == len(before)
+    monkeypatch.setitem(LOSSES, "wgan_gp", LOSSES["wgan_gp"]._replace(weight=1.0))
+    changed = {training.name for training, was in before.items() if key(training) != was}
+    assert changed == {"wgan_gp-0"}
+    monkeypatch.setitem(stacked_mnist.SIZES["half"]["steps"], "5", 5)
+    changed = {training.loss for training, was in before.items() if key(training) != was}
+    assert changed == {"meg", "meg_no_entropy", "wgan_gp"}
+    monkeypatch.setitem(stacked_mnist.SCORING, "n_last", 5)
+    assert all(key(training) != was for training, was in before.items())
+
+
+def test_a_narrow_training_has_a_narrow_discriminator_only():
+    wide, narrow = (
+        stacked_mnist.own_settings(Training("meg", 0, n), "half")["sizes"] for n in (1, 4)
+    )
+    assert narrow == {**wide, "width_d": wide["width_d"] // 4}
+    assert Training("meg", 0, 4).name == "meg-0-narrow4"
+
+
+def told(capsys, *options):
+    with pytest.raises(SystemExit) as error:
+        stacked_mnist.main([*options])
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_bad_options_are_refused(tmp_path, capsys, monkeypatch):
+    folders = ["--out", str(tmp_path), "--state", str(tmp_path)]
+    line = told(capsys, *folders, "--only", "meg", "began")
+    assert "no loss or training began; give some of meg, meg-0," in line
+    assert "must be at least 1, got 0" in told(capsys, *folders, "--jobs", "0")
+    monkeypatch.setenv("GAN_EBM_DEVICE", "nowhere")
+    assert "no GAN_EBM_DEVICE 'nowhere' here; set it to cpu" in told(capsys, *folders)
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("GAN_EBM_DEVICE", "cuda")
+        assert "no GAN_EBM_DEVICE 'cuda' here; set it to cpu" in told(capsys, *folders)
+    monkeypatch.setenv("GAN_EBM_DEVICE", "cpu")
+    monkeypatch.setenv("GAN_EBM_DATA", str(tmp_path / "none"))
+    (tmp_path / "none").write_text("a file")
+    assert "Set GAN_EBM_DATA to a folder" in told(capsys, *folders)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_what_is_stored_is_what_was_scored(tmp_path, monkeypatch, capsys):
+    sizes = {**SIZES, "steps": {"1": 4, "5": 2}}
+    monkeypatch.setitem(stacked_mnist.SIZES, "half", sizes)
+    small = {"n_points": 2, "n_course": 30, "n_last": 40, "samplings": 2, "n_fid": 40}
+    monkeypatch.setattr(stacked_mnist, "SCORING", small)
+    monkeypatch.setattr(
+        stacked_mnist, "mnist", lambda split: Images(pictures(), torch.zeros(20, dtype=torch.long))
+    )
+    monkeypatch.setattr(stacked_mnist.runs, "mnist_source", dict)
+    scored, score = [], stacked_mnist.last_scores
+
+    def noted(generators, *arguments):
+        scored.extend(copy.deepcopy(generators))
+        return score(generators, *arguments)
+
+    monkeypatch.setattr(stacked_mnist, "last_scores", noted)
+    options = ["--state", str(tmp_path / "state"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+    stacked_mnist.main([*options, "--only", "meg-0", "non_saturating"])
+    (file,) = (tmp_path / "state").rglob("meg-0-*.pt")
+    part = runs.read(file)["made"]
+    for key, value in scored[1].state_dict().items():
+        assert torch.equal(value, part["weights"][f"generator.{key}"].to(value.dtype))
+    assert not torch.equal(scored[0].network[0].weight, scored[1].network[0].weight)
+    assert part["scores"]["course"][:, 0].tolist() == [1, 2]
+    assert part["scores"]["modes"].shape == part["scores"]["kl"].shape == (2, 2, 2)
+    # 5 steps of d: x, y, x with a gradient; one of G: y. d forward 5 * 3 + 1, G forward 5 + 1, and
+    # backward d twice at x, for its penalty, once each at x and y, and once for G, as G itself.
+    assert part["calls"][0] == 6 * (5 * 3 + 1 + 5 + 1)
+    (file,) = (tmp_path / "state").rglob("non_saturating-0-*.pt")
+    assert runs.read(file)["made"]["weights"] == {}
+    assert "missing: meg_no_entropy-0," in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    # A later start, with others wanted, takes what is there.
+    monkeypatch.setattr(Game, "iterate", lambda self: 1 / 0)
+    stacked_mnist.main([*options, "--only", "meg-0"])
+    with pytest.raises(ZeroDivisionError):
+        stacked_mnist.main([*options, "--only", "meg-1"])
+
+
+def test_the_second_classifier_is_as_good_as_its_card():
+    first, second = (checkpoints.load(name) for name in stacked_mnist.JUDGES)
+    assert second.card["recipe"] == "stacked_classifier"
+    assert second.card["data_sha256"] == first.card["data_sha256"]
+    low, high = second.card["metrics"]["test_accuracy_interval_95"]
+    assert 0.98 < low < second.card["metrics"]["test_accuracy"] < high
+    images = first.tensors["check_images"].float() / 127.5 - 1
+    found = second.networks["classifier"](images).argmax(dim=1)
+    assert (found == first.tensors["check_labels"]).sum() >= len(found) - 1
