@@ -23,13 +23,13 @@ book: $(STAMP)  ## build the book and print the page to open
 	$(BIN)/jupyter-book build -W -n --keep-going .
 	@echo "Open $(CURDIR)/_build/html/index.html"
 
-# The slow tests share no core with others: a browser waits for what it shows, and the notebooks run
-# two at a time, in the environment of the test of the wheel.
+# The slow tests run after the others and two files at a time: the pages in a browser, and beside them
+# the notebooks in the environment of the test of the wheel.
 test: $(STAMP)  ## lint, unit tests, strict build and browser, notebooks on the wheel
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not slow" --durations=10
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m slow --durations=10
 
 gpu: $(STAMP)  ## unit tests and notebooks on a GPU, what fails at the end: make gpu DEVICE=cuda:1
 	GAN_EBM_DEVICE=$(DEVICE) $(BIN)/python -m pytest --nbval -n 2 --dist loadscope -m "not slow"
