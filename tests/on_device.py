@@ -305,6 +305,10 @@ MADE = {  # what they return lies where their inputs lie
     "losses.gradient_penalty": lambda at: losses.gradient_penalty(
         energy_at(at), normal(at, R, 5, 2), normal(at, R, 5, 2), rng(at)
     ),
+    "entropy.gaussian_bound": lambda at: entropy.gaussian_bound(normal(at, R, 9, 2)),
+    "entropy.scale_entropy": lambda at: entropy.scale_entropy(
+        networks.mlp(2, (8,), 2, R, generator=rng(at), batch_norm=True), R
+    ),
     "losses.jsd_information": lambda at: losses.jsd_information(normal(at, R, 5), normal(at, R, 7)),
     "losses.pulling_away": lambda at: losses.pulling_away(normal(at, R, 5, 3)),
     "losses.ebgan_d_loss": lambda at: losses.ebgan_d_loss(
@@ -452,10 +456,6 @@ SCORED = {  # what they return is a score, or was stored, on the CPU
     "runs.read": stored,
     "calibration.diagnose": lambda at: calibration.diagnose(
         gan_at(at), normal(CPU, 200, 2), rng(at), replicates=R, n_draws=300
-    ),
-    "entropy.gaussian_bound": lambda at: entropy.gaussian_bound(normal(at, R, 9, 2)),
-    "entropy.scale_entropy": lambda at: entropy.scale_entropy(
-        networks.mlp(2, (8,), 2, R, generator=rng(at), batch_norm=True), R
     ),
     "entropy.nearest_neighbour_entropy": lambda at: entropy.nearest_neighbour_entropy(
         normal(at, R, 9, 2)

@@ -66,13 +66,12 @@ def grid():
 
 
 def test_generators_score_as_stored(grid):
-    for key, which in (("", "generator"), ("without/", "generator_without")):
-        x = grid.networks[which](randn(10, 10_000, 2, generator=rng(1)))
-        report = metrics.mode_report(x, gaussian_grid().means, 0.05, n_std=4)
-        assert (report.recovered - grid.tensors[f"{key}recovered"]).abs().max() <= 1
-        high_quality = grid.tensors[f"{key}high_quality"]
-        assert torch.allclose(report.high_quality.float(), high_quality, atol=0.02)
-        assert not torch.allclose(report.high_quality.float().roll(1), high_quality, atol=0.02)
+    x = grid.networks["generator"](randn(10, 10_000, 2, generator=rng(1)))
+    report = metrics.mode_report(x, gaussian_grid().means, 0.05, n_std=4)
+    assert (report.recovered - grid.tensors["recovered"]).abs().max() <= 1
+    high_quality = grid.tensors["high_quality"]
+    assert torch.allclose(report.high_quality.float(), high_quality, atol=0.02)
+    assert not torch.allclose(report.high_quality.float().roll(1), high_quality, atol=0.02)
 
 
 def test_the_entropy_term_keeps_modes_where_the_energy_takes_few_steps(grid):

@@ -7,8 +7,8 @@ plane are scaled into [-1, 1]^2; digits are vectors of 64 pixels with a little n
 three kinds of training: `plain`, a GAN; `cold`, a GAN whose discriminator takes samples of an
 energy for real, with chains whose noise is small for their step; `warm`, the same with MALA at
 temperature 1. The networks `generator_KIND`, `energy_cold` and `energy_warm` (without its confining
-term) are stored with replicates behind one leading axis, on the plane also `discriminator_KIND` and
-`discriminator_refitted`, which was fitted to the finished generators of `plain`. The tensors
+term) are stored with replicates behind one leading axis, on the plane also `discriminator_plain`
+and `discriminator_refitted`, which was fitted to the finished generators of `plain`. The tensors
 KIND/d_loss and KIND/gap are the course of a training, means over each EVERY rounds, (records, R).
 KIND/generator scores the draws, KIND/chains the chains that start there, as many steps as in
 training, `cold/long` those of an evaluation, KIND/buffer the samples that the chains left in
@@ -452,8 +452,9 @@ def make(name: str, rounds: int, refit_steps: int, seed: int, run: runs.Run) -> 
         how = {"replicates": replicates, "generator": seeded(seed)}
         networks[key] = stored_as(key, mlp(**layers_of(game, key), **how), weights)
         seconds += took
-    else:
-        networks = {key: net for key, net in networks.items() if "discriminator" not in key}
+    # No page shows the discriminators of the pipelines, nor any of digits.
+    shown = ("discriminator_plain", "discriminator_refitted") if refit_steps else ()
+    networks = {k: net for k, net in networks.items() if k in shown or "discriminator" not in k}
     built = {
         key: (
             network if key == "energy_cold" else network.half(),

@@ -2,12 +2,11 @@
 
     python -m gan_ebm_utils.recipes.plane_meg
 
-writes three checkpoints. `gaussians25_meg` and `swiss_roll_meg` hold `generator` and
-`energy_played` as the game has left them, and `energy`, the latter after further steps of maximum
-likelihood. The first also holds `information`, the function T of the entropy term; `discriminator`,
-the log ratio of the density of `energy` to the generator's; and `generator_without`, from a game
-without the entropy term. `meg_sweep` holds scores of generators from games with fewer steps of the
-energy to one of the generator, with the term and without it.
+writes three checkpoints. `gaussians25_meg` and `swiss_roll_meg` hold `energy`, that of the game
+after further steps of maximum likelihood. The first also holds `generator` and `energy_played` as
+the game has left them; `discriminator`, the log ratio of the density of `energy` to the
+generator's; and scores of games without the entropy term. `meg_sweep` holds scores of generators
+from games with fewer steps of the energy to one of the generator, with the term and without it.
 
 The energy of the game is no density of the data, since the generator's draws, its negatives, are
 not draws of the energy. In the further steps they are weighted until they are; `course` holds the
@@ -335,11 +334,7 @@ def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run)
     played = once("played", play, law, True, replicates, seed)
     ended = once("weighted", finish, law, played, "weighted", replicates, seed + 1)
     generator, energy = built("generator", played["generator"]), built("energy", ended["energy"])
-    networks = {
-        "generator": (generator, mlp, GENERATOR),
-        "energy_played": (built("energy", played["energy"]), energy_mlp, ENERGY),
-        "energy": (energy, energy_mlp, ENERGY),
-    }
+    networks = {"energy": (energy, energy_mlp, ENERGY)}
     tensors = {"course": ended["course"], "kl": kl(energy, law.truth, replicates)}
     tensors |= score(generator, law.truth, replicates, seed + 3)
     if name == "gaussians25_meg":
@@ -347,12 +342,13 @@ def make(name: str, refit_steps: int, replicates: int, seed: int, run: runs.Run)
         how = law.blur, refit_steps, replicates, seed + 2
         judge = mlp(**REFITTED, replicates=replicates, generator=seeded(seed))
         judge = rounded(judge, once("refitted", refit, gan, energy, *how))
-        networks["discriminator"] = (judge, mlp, REFITTED)
-        information = built("information", played["information"])
-        networks["information"] = (information, mlp, INFORMATION)
+        networks |= {
+            "generator": (generator, mlp, GENERATOR),
+            "energy_played": (built("energy", played["energy"]), energy_mlp, ENERGY),
+            "discriminator": (judge, mlp, REFITTED),
+        }
         without = once("played without", play, law, False, replicates, seed)["generator"]
         without = built("generator", without)
-        networks["generator_without"] = (without, mlp, GENERATOR)
         found = score(without, law.truth, replicates, seed + 3)
         tensors |= {f"without/{key}": values for key, values in found.items()}
         for control in CONTROLS:
