@@ -314,9 +314,9 @@ def jsd_information(joint: Tensor, product: Tensor) -> Tensor:
 
     In nats. `joint` holds T(x, z) at pairs that belong together, (R, n); `product` at pairs of
     independent x and z, (R, m). The supremum over T is 2 JSD(p(x, z), p(x) p(z)) - 2 log 2, reached
-    by T = log p(x, z) / (p(x) p(z)). So the value lies between -2 log 2 and 0 however large the
-    mutual information is, while the mean of that T over `joint` is the information (Kumar et al.
-    2019, arXiv:1901.08508, section 3.2; Hjelm et al. 2018, arXiv:1808.06670, equation 4).
+    by T = log p(x, z) / (p(x) p(z)). So the value is below 0 however large the mutual information
+    is, while the mean of that T over `joint` is the information (Kumar et al. 2019,
+    arXiv:1901.08508, section 3.2; Hjelm et al. 2018, arXiv:1808.06670, equation 4).
 
     >>> jsd_information(torch.zeros(1, 4), torch.zeros(1, 4))  # -2 log 2: independent
     tensor([-1.3863])

@@ -221,17 +221,17 @@ def make(name: str, seed: int, run: runs.Run) -> runs.Made:
         tensors |= {f"fixed/{kind}/{key}": value for key, value in made.items()}
         seconds += took
     how = {**ENERGY, "replicates": replicates}
-    for name, law in LAWS.items():
+    for law_name, law in LAWS.items():
         for kind in LEARNED:
             (weights, found), took = run.once(
-                f"{name}, {kind}",
+                f"{law_name}, {kind}",
                 lambda law=law, kind=kind: learned(law, kind, replicates, seed),
             )
             seconds += took
             energy = rounded(product_of_experts(**how, generator=seeded(seed)), weights)
             scores = score(energy, law, found, seed + 2)
-            tensors |= {f"{name}/{kind}/{key}": value for key, value in scores.items()}
-            networks[f"energy_{name}_{kind}"] = (energy.half(), product_of_experts, how)
+            tensors |= {f"{law_name}/{kind}/{key}": value for key, value in scores.items()}
+            networks[f"energy_{law_name}_{kind}"] = (energy.half(), product_of_experts, how)
     medians = {
         key: round(float(values.median()), 4)
         for key, values in tensors.items()

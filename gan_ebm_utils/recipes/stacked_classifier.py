@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_ebm_utils import checkpoints, runs
+from gan_ebm_utils import runs
 from gan_ebm_utils.base import default_device, seeded
 from gan_ebm_utils.datasets import Images, mnist
 from gan_ebm_utils.networks import digit_classifier
@@ -56,15 +56,9 @@ def settings_of(epochs: int) -> dict[str, Any]:
     return {**TRAINING, **ARCHITECTURE, "epochs": epochs}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the recipe; see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=runs.at_least(1), default=10)
-    args = runs.parse(parser, argv)
-    settings, source = settings_of(args.epochs), runs.mnist_source()
-    run = runs.Run("stacked_classifier", settings, args, runs.Progress(), **source)
-    run.expect({"training": 1})
-    weights, seconds = run.once("training", lambda: train(mnist("train"), args.epochs, args.seed))
+def make(epochs: int, seed: int, run: runs.Run) -> runs.Made:
+    """The classifier and its scores, from the finished part of `run`."""
+    weights, seconds = run.once("training", lambda: train(mnist("train"), epochs, seed))
     classifier = digit_classifier(**ARCHITECTURE, generator=seeded(0, "cpu"))
     classifier.load_state_dict(weights)
     classifier.eval()
@@ -76,10 +70,23 @@ def main(argv: list[str] | None = None) -> None:
         "n_parameters": sum(p.numel() for p in classifier.parameters()),
         "seconds": round(seconds, 1),
     }
-    networks = {"classifier": (classifier, digit_classifier, ARCHITECTURE)}
-    checkpoints.save("stacked_classifier", networks, {}, run.card(metrics), args.out)
-    run.remove_parts()
     print(json.dumps(metrics, indent=2))
+    return {"classifier": (classifier, digit_classifier, ARCHITECTURE)}, {}, metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--epochs", type=runs.at_least(1), default=10)
+    args = runs.parse(parser, argv)
+    wanted = {"stacked_classifier": (settings_of(args.epochs), {"training": 1})}
+    runs.make_checkpoints(
+        "stacked_classifier",
+        wanted,
+        lambda name, run: make(args.epochs, args.seed, run),
+        args,
+        **runs.mnist_source(),
+    )
 
 
 if __name__ == "__main__":
