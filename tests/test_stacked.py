@@ -238,6 +238,24 @@ def test_the_entropy_changes_the_generator_only():
     assert not torch.equal(weights(with_it)[0], weights(without)[0])
 
 
+def test_stacks_stand_beside_their_own_latents_and_beside_others():
+    play = game()
+    x, z = randn(1, 6, 3, 28, 28, generator=rng()), randn(1, 6, 5, generator=rng(1))
+    joint, product = play.statistics(x, z)
+    moved, _ = play.statistics(x, z.roll(1, dims=1))
+    torch.testing.assert_close(product, moved)
+    assert (product - joint).abs().min() > 1e-6
+
+
+def test_the_entropy_term_is_raised(monkeypatch):
+    monkeypatch.setattr(stacked_mnist, "LEARNING_RATE", 1e-2)
+    play = game(batch_size=32)
+    for _ in range(20):
+        play.iterate()
+    # Independent x and z have -2 log 2, and lowered instead of raised it falls without end.
+    assert play.information > -2 * math.log(2) - 0.01
+
+
 def test_the_averaged_generator_forgets_its_start():
     play, seen = game("non_saturating", decay=0.7), []
     start = weights(play)[0]
