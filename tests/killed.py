@@ -27,6 +27,7 @@ OPTIONS = {
     "mnist_autoencoders": ["--steps", "2", "--replicates", "2"],
     "mnist_features": ["--epochs", "4"],
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
+    "mnist_meg_anomaly": ["--steps", "2", "--seeds", "2", "--jobs", "1"],
     "one_budget": ["gaussians25", "--n", "200"],
     "plain_refit": ["--refit-steps", "5"],
     "plane_begans": ["--replicates", "2"],
@@ -64,6 +65,10 @@ def make_tiny(recipe):
     if recipe == "mnist_gan":
         module.N_FID, module.N_REFIT = 100, 100
         module.CLASSIFIER["steps"] = module.GENERATOR["width"] = module.DCGAN["width"] = 4
+    if recipe == "mnist_meg_anomaly":
+        module.DIGITS, module.N_POINTS = (1, 4), 2
+        module.SIZES |= {"width_g": 4, "width_d": 2, "width_t": 2, "batch_size": 4}
+        module.BASELINES |= {"components": 4, "neighbour": 2, "mixture": 2, "n_fit": 50}
     if recipe == "one_budget":
         tiny = {"budgets": (10, 20), "n_choice": 100, "part": 100, "n_emd": 50}
         module.GAMES["gaussians25"] |= {**tiny, "cells": ((-2.5, 2.5, -2.5, 2.5), 2)}

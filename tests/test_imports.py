@@ -38,6 +38,7 @@ FLOORS = {
     "plotting": 1,
     "recipes.digits_classifier": 4.5,
     "recipes.mnist_autoencoders": 4.5,
+    "recipes.mnist_meg_anomaly": 4.5,
     "recipes.plain_refit": 4.5,
     "recipes.plane_begans": 4.5,
     "recipes.plane_directed": 4.5,

@@ -115,6 +115,7 @@ def test_the_package_is_small_and_which_networks_are_in_half_precision():
         "ebgan_grid",
         "ebgan_sweep",
         "meg_sweep",
+        "mnist_meg_anomaly",
         "stacked_mnist",
         *(f"one_budget_{name}" for name in one_budget.GAMES),
     } & types.keys()

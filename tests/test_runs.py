@@ -25,6 +25,7 @@ SETTINGS = {
     "mnist_autoencoders": "[settings_of(name, 9, 9) for name in GAMES]",
     "mnist_features": "settings_of(9)",
     "mnist_gan": "settings_of(9, 9, 9)",
+    "mnist_meg_anomaly": "settings_of(9, 9)",
     "one_budget": """[
         (bench.choice_given(use), bench.scores_given(use, size), use.is_watched,
          bench.watch_given(use, size))

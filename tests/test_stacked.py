@@ -37,7 +37,7 @@ def pictures(n=20):
 
 
 def game(loss="meg", seed=0, **changes):
-    return Game(LOSSES[loss], {**SIZES, **changes}, pictures(), seed)
+    return Game(LOSSES[loss], {**SIZES, **changes}, stacked_digits(pictures()), seed)
 
 
 # ---- stacks, modes and floors

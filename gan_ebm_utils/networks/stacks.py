@@ -1,4 +1,4 @@
-"""Convolutional networks of Stacked MNIST, each one replicate, and a classifier of digits.
+"""Convolutional networks of digits and their stacks, each one replicate, and a classifier.
 
 Generator and discriminator map (1, n, ...), the classifier (n, 1, 28, 28).
 """
@@ -27,17 +27,22 @@ def _drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
     return network
 
 
-def _trunk(width: int) -> list[nn.Module]:
-    """Layers from stacks (n, 3, 28, 28) to features (n, 196 * width)."""
-    sizes = ((3, width, 4, 2), (width, 2 * width, 4, 2), (2 * width, 4 * width, 3, 1))
+def _trunk(width: int, channels: int) -> list[nn.Module]:
+    """Layers from stacks (n, channels, 28, 28) to features (n, 196 * width)."""
+    sizes = ((channels, width, 4, 2), (width, 2 * width, 4, 2), (2 * width, 4 * width, 3, 1))
     layers = [part for size in sizes for part in (nn.Conv2d(*size, 1), nn.LeakyReLU(0.2))]
     return [*layers, nn.Flatten()]
 
 
 def stack_generator(
-    width: int, latent_dim: int, norm: bool = True, *, generator: torch.Generator
+    width: int,
+    latent_dim: int,
+    norm: bool = True,
+    channels: int = 3,
+    *,
+    generator: torch.Generator,
 ) -> Single:
-    """A generator of stacks, (1, n, latent_dim) to (1, n, 3, 28, 28) in (-1, 1).
+    """A generator of stacks, (1, n, latent_dim) to (1, n, channels, 28, 28) in (-1, 1).
 
     A linear layer gives 2 * width channels of 7 x 7, two transposed convolutions double the size
     and halve the channels, and a last one mixes them; with `norm` each but the last ends in batch
@@ -47,23 +52,23 @@ def stack_generator(
     >>> stack_generator(4, 8, generator=g)(torch.zeros(1, 5, 8)).shape
     torch.Size([1, 5, 3, 28, 28])
     """
-    check_count(width=width, latent_dim=latent_dim)
+    check_count(width=width, latent_dim=latent_dim, channels=channels)
 
-    def end(channels: int) -> list[nn.Module]:
-        return [*([nn.BatchNorm2d(channels)] if norm else []), nn.LeakyReLU(0.2)]
+    def end(n: int) -> list[nn.Module]:
+        return [*([nn.BatchNorm2d(n)] if norm else []), nn.LeakyReLU(0.2)]
 
     with torch.device("meta"):
         layers = [nn.Linear(latent_dim, 98 * width), nn.Unflatten(1, (2 * width, 7, 7))]
         layers += [*end(2 * width), nn.ConvTranspose2d(2 * width, width, 4, 2, 1)]
         layers += [*end(width), nn.ConvTranspose2d(width, width // 2, 4, 2, 1)]
-        layers += [*end(width // 2), nn.Conv2d(width // 2, 3, 3, 1, 1), nn.Tanh()]
+        layers += [*end(width // 2), nn.Conv2d(width // 2, channels, 3, 1, 1), nn.Tanh()]
         return _drawn(Single(nn.Sequential(*layers)), generator)
 
 
 def stack_discriminator(
-    width: int, is_energy: bool = False, *, generator: torch.Generator
+    width: int, is_energy: bool = False, channels: int = 3, *, generator: torch.Generator
 ) -> nn.Module:
-    """A discriminator of stacks, (1, n, 3, 28, 28) to d (1, n), which for an energy is -E.
+    """A discriminator of stacks, (1, n, channels, 28, 28) to d (1, n), which for an energy is -E.
 
     Three convolutions and a linear layer, without normalisation: d depends on its own stack alone.
 
@@ -71,9 +76,9 @@ def stack_discriminator(
     >>> stack_discriminator(2, generator=g)(torch.zeros(1, 5, 3, 28, 28)).shape
     torch.Size([1, 5])
     """
-    check_count(width=width)
+    check_count(width=width, channels=channels)
     with torch.device("meta"):
-        network = Single(nn.Sequential(*_trunk(width), nn.Linear(196 * width, 1)))
+        network = Single(nn.Sequential(*_trunk(width, channels), nn.Linear(196 * width, 1)))
     _drawn(network, generator)
     return NegativeEnergy(network) if is_energy else network
 
@@ -81,8 +86,9 @@ def stack_discriminator(
 class Statistics(nn.Module):
     """T(x, z) of stacks with their own latents, and with those of another row, both (1, n).
 
-    Maps x (1, n, 3, 28, 28) and z (1, n, latent_dim) to what `losses.jsd_information` takes. The
-    latents join after layers like those of a discriminator (Kumar et al. 2019, arXiv:1901.08508).
+    Maps x (1, n, channels, 28, 28) and z (1, n, latent_dim) to what `losses.jsd_information`
+    takes. The latents join after layers like those of a discriminator (Kumar et al. 2019,
+    arXiv:1901.08508).
 
     >>> g = torch.Generator().manual_seed(0)
     >>> statistics = Statistics(2, 8, generator=g)
@@ -91,12 +97,14 @@ class Statistics(nn.Module):
     torch.Size([1, 5])
     """
 
-    def __init__(self, width: int, latent_dim: int, *, generator: torch.Generator) -> None:
+    def __init__(
+        self, width: int, latent_dim: int, channels: int = 3, *, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        check_count(width=width, latent_dim=latent_dim)
+        check_count(width=width, latent_dim=latent_dim, channels=channels)
         n = 4 * width
         with torch.device("meta"):
-            layers = [*_trunk(width), nn.Linear(196 * width, n), nn.LeakyReLU(0.2)]
+            layers = [*_trunk(width, channels), nn.Linear(196 * width, n), nn.LeakyReLU(0.2)]
             self.features = Single(nn.Sequential(*layers))
             layers = [nn.Linear(n + latent_dim, n), nn.LeakyReLU(0.2), nn.Linear(n, 1)]
             self.head = Single(nn.Sequential(*layers))

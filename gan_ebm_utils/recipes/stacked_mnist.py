@@ -46,7 +46,15 @@ import torch
 from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, runs
-from gan_ebm_utils.base import Gan, count_calls, default_device, evaluating, randn, seeded
+from gan_ebm_utils.base import (
+    Gan,
+    Sample,
+    count_calls,
+    default_device,
+    evaluating,
+    randn,
+    seeded,
+)
 from gan_ebm_utils.datasets import mnist, stacked_digits
 from gan_ebm_utils.networks import Statistics, stack_discriminator, stack_generator
 
@@ -145,21 +153,24 @@ def trainings() -> list[Training]:
 class Game:
     """A training: its networks, their optimisers and all else that an iteration changes.
 
-    `sizes` are those of a part, with `width_d` as it is here and its own `steps`.
+    `sizes` are those of a part, with `width_d` as it is here and its own `steps`; `data` draws
+    images of as many `channels`.
     """
 
-    def __init__(self, rule: Rule, sizes: dict[str, Any], images: Tensor, seed: int) -> None:
-        self.rule, self.sizes, self.rng = rule, sizes, seeded(seed)
+    def __init__(
+        self, rule: Rule, sizes: dict[str, Any], data: Sample, seed: int, channels: int = 3
+    ) -> None:
+        self.rule, self.sizes, self.data, self.rng = rule, sizes, data, seeded(seed)
         device, latent_dim, rng = self.rng.device, sizes["latent_dim"], self.rng
-        self.data = stacked_digits(images.to(device))
-        generator = stack_generator(sizes["width_g"], latent_dim, rule.norm, generator=rng)
-        judge = stack_discriminator(sizes["width_d"], rule.is_energy, generator=rng)
+        width_g, width_d = sizes["width_g"], sizes["width_d"]
+        generator = stack_generator(width_g, latent_dim, rule.norm, channels, generator=rng)
+        judge = stack_discriminator(width_d, rule.is_energy, channels, generator=rng)
         self.gan = Gan(generator, judge, latent_dim)
         self.averaged = copy.deepcopy(generator)
         self.networks = {"generator": generator, "discriminator": judge, "averaged": self.averaged}
         players = {"discriminator": [*judge.parameters()], "generator": [*generator.parameters()]}
         if rule.entropy:
-            self.statistics = Statistics(sizes["width_t"], latent_dim, generator=rng)
+            self.statistics = Statistics(sizes["width_t"], latent_dim, channels, generator=rng)
             self.networks["statistics"] = self.statistics
             players["generator"] += self.statistics.parameters()
         settings = {"betas": rule.betas, "fused": True, "capturable": device.type == "cuda"}
@@ -419,12 +430,13 @@ def _train(task: Task) -> None:
     device = default_device()
     judges = {name: checkpoints.load(name, device) for name in JUDGES}
     counting = judges["stacked_classifier"].networks["classifier"]
-    images, names = mnist("train").images, points_of(training, own)
+    data = stacked_digits(mnist("train").images.to(device))
+    names = points_of(training, own)
     # Drawn apart from the training's: the course does not depend on how often it is looked at.
     seed = seed_of(own["seed"], training)
 
     def game() -> Game:
-        return Game(rule, sizes, images, seed)
+        return Game(rule, sizes, data, seed)
 
     def advance(state: dict[str, Any] | None) -> dict[str, Any]:
         start, course = time.process_time(), state["course"] if state else []
