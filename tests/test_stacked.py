@@ -24,6 +24,7 @@ SIZES = {
     "latent_dim": 5,
     "batch_size": 6,
     "steps": 4,
+    "times": 1,
     "decay": 0.9,
 }
 
@@ -395,9 +396,9 @@ def test_bad_options_are_refused(tmp_path, capsys, monkeypatch):
 
 
 def test_what_is_stored_is_what_was_scored(tmp_path, monkeypatch, capsys):
-    sizes = {**SIZES, "steps": {"1": 4, "5": 2}}
+    sizes = {**SIZES, "steps": {"1": 4, "5": 2}, "times": 3}
     monkeypatch.setitem(stacked_mnist.SIZES, "half", sizes)
-    small = {"n_points": 2, "n_course": 30, "n_last": 40, "samplings": 2, "n_fid": 40}
+    small = {"n_points": 2, "n_course": 30, "n_last": 40, "samplings": 2}
     monkeypatch.setattr(stacked_mnist, "SCORING", small)
     monkeypatch.setattr(
         stacked_mnist, "mnist", lambda split: Images(pictures(), torch.zeros(20, dtype=torch.long))

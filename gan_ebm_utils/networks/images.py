@@ -151,11 +151,12 @@ class MnistClassifier(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """R discriminators on the features of one classifier, images (R, n, 1, 28, 28) to (R, n).
+    """R discriminators on the features of a classifier, (R, n, channels, 28, 28) to (R, n).
 
     `features` is the part of a `MnistClassifier` before its last layer; it has no gradient of its
-    own. `head` holds R multilayer perceptrons. Such a logit ignores what the features ignore, as
-    the texture of a single stroke (Ding et al. 2020, arXiv:1909.10670, fit ratios in features).
+    own and sees each channel as a digit. `head` holds R multilayer perceptrons on the features of
+    all channels. Such a logit ignores what the features ignore, as the texture of a single stroke
+    (Ding et al. 2020, arXiv:1909.10670, fit ratios in features).
 
     Raises ValueError for images of another shape.
 
@@ -170,14 +171,19 @@ class FeatureDiscriminator(nn.Module):
         n_features: int = 64,
         width: int = 16,
         replicates: int = 1,
+        channels: int = 1,
         *,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        check_count(channels=channels)
+        self.channels = channels
         classifier = MnistClassifier(n_features, width, generator=generator)
         self.features = classifier.features.requires_grad_(False)
-        self.head = mlp(n_features, hidden, replicates=replicates, generator=generator)
+        inputs = n_features * channels
+        self.head = mlp(inputs, hidden, replicates=replicates, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_shape(x=(x, "R n 1 28 28"))
-        return self.head(self.features(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+        check_shape(x=(x, f"R n {self.channels} 28 28"))
+        seen = self.features(x.flatten(0, 2)[:, None])
+        return self.head(seen.unflatten(0, x.shape[:3]).flatten(2))

@@ -21,14 +21,16 @@ The rate is 2e-4 for all, and no discriminator has a norm. MEG's discriminator i
 its losses are those of a critic d = -E; its generator also raises a bound on the information
 between z and G(z), by a statistics network that learns with it (Kumar et al. 2019,
 arXiv:1901.08508). A norm is over all axes of a stack. A loss of five steps has a third of the steps
-of the others, which takes as long.
+of the others, which takes as long; the trainings whose networks are stored then go on to four times
+their length.
 
-Widths and batches are half of what `--full` has, and all trainings take about 7 hours of one core
-of a recent CPU. Trainings run in `--jobs` processes. Each is stored twelve times on its way, with
-the scores so far, and when it ends; a later start goes on from there. What a training depends on is
-its own settings, the data, the two classifiers and the kind of device, so `--only` can spread the
-trainings over many starts with the same `--state`. On a GPU, which GAN_EBM_DEVICE can choose, a
-whole iteration is captured as one CUDA graph.
+Widths and batches are half of what `--full` has, where all losses have 20,000 steps of the
+generator. The half-size trainings take about three hours of one core of a recent CPU. They run in
+`--jobs` processes. Each is stored on its way, with the scores so far, and when it ends; a later
+start goes on from there. What a training depends on is its own settings, the data, the two
+classifiers and the kind of device, and the card holds a key for each: one that the checkpoint in
+`--out` holds under its key is taken from there, so that `--only` can spread the trainings over many
+starts. On a GPU, which GAN_EBM_DEVICE can choose, a whole iteration is captured as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -98,14 +100,16 @@ LOSSES = {
     "non_saturating": Rule("gan_d_loss", "non_saturating_g_loss"),
     "wgan_gp": Rule("wasserstein_d_loss", "wasserstein_g_loss", 5, ("between",), 10.0),
 }
-# `steps` are the generator's, by the discriminator's steps for each of them.
+# `steps` are the generator's, by the discriminator's steps for each of them; a training whose
+# networks are stored has `times` as many.
 SIZES = {
     "half": {
         "width_g": 64,
         "width_d": 32,
         "latent_dim": 64,
         "batch_size": 64,
-        "steps": {"1": 12_000, "5": 4_000},
+        "steps": {"1": 3600, "5": 1200},
+        "times": 4,
         "decay": 0.998,
     },
     "full": {
@@ -114,17 +118,19 @@ SIZES = {
         "latent_dim": 128,
         "batch_size": 128,
         "steps": {"1": 20_000, "5": 20_000},
+        "times": 1,
         "decay": 0.999,
     },
 }
 LEARNING_RATE = 2e-4
 SEEDS = {"meg": 3, "meg_no_entropy": 3, "relativistic_r1_r2": 3}  # 1 for the others
 NARROW = {"relativistic_r1_r2": [2, 4], "meg": [2, 4], "non_saturating_r1": [2, 4]}
-SCORING = {"n_points": 12, "n_course": 10_000, "n_last": 26_000, "samplings": 3, "n_fid": 10_000}
+# `samplings` are those of a generator that is stored; the others have one.
+SCORING = {"n_points": 8, "n_course": 5_000, "n_last": 26_000, "samplings": 3}
 # The losses whose first networks are stored.
 KEPT = ("meg", "meg_no_entropy", "relativistic_r1_r2")
 COURSE = ("step", "modes", "kl", "modes_averaged", "kl_averaged", "information")
-JUDGES = ("mnist_features", "stacked_classifier")
+COUNTING, SECOND = JUDGES = ("stacked_classifier", "mnist_features")
 WARM_UP = 3  # iterations before one is captured, as PyTorch asks for
 
 
@@ -303,10 +309,13 @@ def classes(classifier: nn.Module, stacks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def stacks_of(generator: nn.Module, latent_dim: int, n: int, rng: torch.Generator) -> list[Tensor]:
-    """n samples of a generator in evaluation mode, in parts (1, 1000, 3, 28, 28)."""
-    with evaluating(generator):
+    """n samples of a generator in evaluation mode, in parts (1, 1000, 3, 28, 28).
+
+    They are computed in bfloat16, as in training, and returned in single precision.
+    """
+    with evaluating(generator), torch.autocast(rng.device.type, torch.bfloat16):
         parts = randn(1, n, latent_dim, generator=rng).split(1000, dim=1)
-        return [generator(z) for z in parts]
+        return [generator(z).float() for z in parts]
 
 
 @torch.no_grad()
@@ -336,17 +345,21 @@ def last_scores(
     scoring: dict[str, Any],
     rng: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Modes and KL of generators, (generators, JUDGES, samplings), and their FID, (generators,)."""
-    counts, fid = [], []
+    """Modes and KL of generators, (generators, samplings), and what SECOND says of the last one.
+
+    That is its modes and its KL, (2,), in the first sampling, and its FID, ().
+    """
+    n, counts = scoring["n_last"], []
     for generator in generators:
-        rows = []
-        for _ in range(scoring["samplings"]):
-            stacks = stacks_of(generator, latent_dim, scoring["n_last"], rng)
-            rows.append([modes_of(stacks, judges[name].networks["classifier"]) for name in JUDGES])
-        counts.append(rows)
-        fid.append(fid_of(stacks[: -(-scoring["n_fid"] // 1000)], judges["mnist_features"]))
-    modes, kl = torch.tensor(counts, dtype=torch.float64).transpose(1, 2).unbind(dim=3)
-    return {"modes": modes, "kl": kl, "fid": torch.tensor(fid, dtype=torch.float64)}
+        first = stacks_of(generator, latent_dim, n, rng)
+        others = (stacks_of(generator, latent_dim, n, rng) for _ in range(scoring["samplings"] - 1))
+        classifier = judges[COUNTING].networks["classifier"]
+        counts.append([modes_of(stacks, classifier) for stacks in (first, *others)])
+    modes, kl = torch.tensor(counts, dtype=torch.float64).unbind(dim=2)
+    second = modes_of(first, judges[SECOND].networks["classifier"])
+    fid = fid_of(first, judges[SECOND])
+    of_second = {"second": torch.tensor(second), "fid": torch.tensor(fid)}
+    return {"modes": modes, "kl": kl, **{key: value.double() for key, value in of_second.items()}}
 
 
 # ---- the trainings
@@ -366,19 +379,20 @@ def settings_of(size: str) -> dict[str, Any]:
 
 def own_settings(training: Training, size: str) -> dict[str, Any]:
     """What of the settings one training depends on."""
-    rule, sizes = LOSSES[training.loss], dict(SIZES[size])
+    rule, sizes, kept = LOSSES[training.loss], dict(SIZES[size]), is_kept(training)
     return {
         "training": training._asdict(),
         "rule": rule._asdict(),
         "sizes": {
             **sizes,
             "steps": sizes["steps"][str(rule.d_steps)],
+            "times": sizes["times"] if kept else 1,
             "width_t": sizes["width_d"],
             "width_d": sizes["width_d"] // training.narrow,
         },
         "learning_rate": LEARNING_RATE,
-        "scoring": SCORING,
-        "is_kept": is_kept(training),
+        "scoring": {**SCORING, "samplings": SCORING["samplings"] if kept else 1},
+        "is_kept": kept,
     }
 
 
@@ -386,10 +400,17 @@ def is_kept(training: Training) -> bool:
     return training.loss in KEPT and training[1:] == (0, 1)
 
 
-def points_of(training: Training, given: dict[str, Any]) -> list[str]:
+def points_of(given: dict[str, Any]) -> list[int]:
+    """After which steps modes are counted: as often in the usual length as in what goes beyond."""
+    sizes, n = given["sizes"], given["scoring"]["n_points"]
+    steps, rest = sizes["steps"], sizes["steps"] * (sizes["times"] - 1)
+    usual = [steps * (i + 1) // n for i in range(n)]
+    return usual + [steps + rest * (i + 1) // n for i in range(n) if rest]
+
+
+def stages_of(training: Training, given: dict[str, Any]) -> list[str]:
     """The names of the steps of a part: where the modes are counted, and the end."""
-    steps, n = given["sizes"]["steps"], given["scoring"]["n_points"]
-    return [*(f"{training.name} at {steps * (i + 1) // n}" for i in range(n)), training.name]
+    return [*(f"{training.name} at {point}" for point in points_of(given)), training.name]
 
 
 def seed_of(seed: int, training: Training) -> int:
@@ -429,9 +450,9 @@ def _train(task: Task) -> None:
     rule, sizes, scoring = Rule(**own["rule"]), own["sizes"], own["scoring"]
     device = default_device()
     judges = {name: checkpoints.load(name, device) for name in JUDGES}
-    counting = judges["stacked_classifier"].networks["classifier"]
+    counting = judges[COUNTING].networks["classifier"]
     data = stacked_digits(mnist("train").images.to(device))
-    names = points_of(training, own)
+    names, points = stages_of(training, own), points_of(own)
     # Drawn apart from the training's: the course does not depend on how often it is looked at.
     seed = seed_of(own["seed"], training)
 
@@ -440,12 +461,12 @@ def _train(task: Task) -> None:
 
     def advance(state: dict[str, Any] | None) -> dict[str, Any]:
         start, course = time.process_time(), state["course"] if state else []
-        if len(course) == len(names) - 1:
+        if len(course) == len(points):
             return finish(state)
         play, done = game(), int(state["game"]["step"]) if state else 0
         if state:
             play.load(state["game"])
-        until = sizes["steps"] * (len(course) + 1) // scoring["n_points"]
+        until = points[len(course)]
         repeat(play, until - done)
         rng, row = seeded(seed + 1 + len(course)), [float(until)]
         for generator in (play.gan.generator, play.averaged):
@@ -492,7 +513,7 @@ def cost(training: Training, given: dict[str, Any]) -> float:
     rule = Rule(**given["rule"])
     penalties = sum(2 if where == "fake" else 1 for where in rule.penalised)
     each = rule.d_steps * (2 + penalties) / training.narrow + 3 + bool(rule.entropy)
-    return given["sizes"]["steps"] * each
+    return given["sizes"]["steps"] * given["sizes"]["times"] * each
 
 
 # ---- the checkpoints
@@ -546,43 +567,85 @@ def numbers(scores: Tensor) -> Any:
     return json.loads(json.dumps(scores.tolist()).replace("NaN", "null"))
 
 
+class Known(NamedTuple):
+    """Finished trainings by their names: key, tensors, and what the card says of each."""
+
+    keys: dict[str, str]
+    scores: dict[str, dict[str, Tensor]]
+    facts: dict[str, dict[str, Any]]
+
+
+def known_trainings(name: str, folder: Path | None) -> Known:
+    """What the checkpoint `name` in `folder` holds; nothing where there is none.
+
+    A training whose networks are stored counts only with them.
+    """
+    known = Known({}, {}, {})
+    try:
+        stored = checkpoints.load(name, folder=folder)
+    except (ValueError, RuntimeError):  # there is none, or it is damaged
+        return known
+    for training, key in stored.card.get("keys", {}).items():
+        loss, _, number = training.partition("-")
+        if loss in KEPT and number == "0":
+            try:
+                if checkpoints.load(f"{name}_{loss}", folder=folder).card["key"] != key:
+                    continue
+            except (ValueError, RuntimeError, KeyError):
+                continue
+        start = f"{training}/"
+        own = {k.removeprefix(start): v for k, v in stored.tensors.items() if k.startswith(start)}
+        known.keys[training], known.scores[training] = key, own
+        known.facts[training] = stored.card["metrics"]["trainings"][training]
+    return known
+
+
+def add(known: Known, task: Task, run: runs.Run, name: str, out: Path | None) -> None:
+    """Add a training that was finished now; its networks, if they are kept, are written."""
+    part, training, key = task.stored(), task.training, runs.key_of(task.given)
+    scores = part["made"]["scores"]
+    known.keys[training.name], known.scores[training.name] = key, scores
+    found = known.facts[training.name] = {
+        "modes": numbers(scores["modes"].mean(dim=1)),
+        "kl": numbers(scores["kl"].mean(dim=1)),
+        "second": numbers(scores["second"]),
+        "fid": numbers(scores["fid"]),
+        "calls": part["made"]["calls"],
+        "seconds": round(sum(part["seconds"]), 1),
+        "seconds_cpu": round(part["made"]["seconds_cpu"], 1),
+    }
+    if is_kept(training):
+        networks = networks_of(task, part["made"]["weights"])
+        card = {**run.card({**found, "training": training.name}), "threads": 1, "key": key}
+        checkpoints.save(f"{name}_{training.loss}", networks, {}, card, out)
+
+
 def write(
     run: runs.Run,
-    tasks: list[Task],
+    known: Known,
     name: str,
     out: Path | None,
     judges: dict[str, checkpoints.Checkpoint],
 ) -> None:
-    """Write the checkpoints when all trainings are there, that of the scores last."""
-    tensors, found = {}, {}
-    for task in tasks:
-        part = task.stored()
-        scores = part["made"]["scores"]
-        tensors |= {f"{task.training.name}/{key}": value for key, value in scores.items()}
-        found[task.training.name] = {
-            "modes": numbers(scores["modes"].mean(dim=2)),
-            "kl": numbers(scores["kl"].mean(dim=2)),
-            "fid": numbers(scores["fid"]),
-            "calls": part["made"]["calls"],
-            "seconds": round(sum(part["seconds"]), 1),
-            "seconds_cpu": round(part["made"]["seconds_cpu"], 1),
-        }
-        if is_kept(task.training):
-            networks = networks_of(task, part["made"]["weights"])
-            card = run.card({**found[task.training.name], "training": task.training.name})
-            checkpoints.save(f"{name}_{task.training.loss}", networks, {}, card, out)
-    whole = {
-        "trainings": found,
+    """Write the scores of all trainings that are finished."""
+    of_all = {
+        "trainings": known.facts,
         "course": list(COURSE),
         "weights": ["last", "averaged"],
         "judges": list(JUDGES),
         **of_data(judges, run.given["seed"]),
         **{
-            key: round(sum(each[key] for each in found.values()), 1)
+            key: round(sum(each[key] for each in known.facts.values()), 1)
             for key in ("seconds", "seconds_cpu")
         },
     }
-    checkpoints.save(name, {}, tensors, {**run.card(whole), "threads": 1}, out)
+    tensors = {
+        f"{training}/{key}": value
+        for training, scores in known.scores.items()
+        for key, value in scores.items()
+    }
+    card = {**run.card(of_all), "threads": 1, "keys": known.keys}
+    checkpoints.save(name, {}, tensors, card, out)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -610,32 +673,38 @@ def main(argv: list[str] | None = None) -> None:
     jobs = args.jobs or (1 if device.type == "cuda" else joblib.cpu_count())
     name = "stacked_mnist" + "_full" * args.full
     run = runs.Run("stacked_mnist", settings_of(size), args, runs.Progress(), **source)
-    names = [*(f"{name}_{loss}" for loss in KEPT), name]
-    if all(run.is_stored(each, args.out) for each in names):
-        print(f"{', '.join(names)}: kept")
-        return
-    tasks = []
+    known, tasks = known_trainings(name, args.out), []
     for training in trainings():
         own = own_settings(training, size)
         task = Task(training, {**own, "seed": args.seed, "device": device.type, **source}, run)
         if jobs > 1:  # each process tells of its own training only
             apart = runs.Run("stacked_mnist", {}, args, runs.Progress())
             task = task._replace(run=apart)
-        run.keys[training.name] = runs.key_of(task.given)
+        if known.keys.get(training.name) == (key := runs.key_of(task.given)):
+            print(f"{training.name}: kept")
+            continue
+        for found in known:
+            found.pop(training.name, None)
+        task.run.keys[training.name] = key
         tasks.append(task)
     wanted = {*(args.only or LOSSES)}
     chosen = [task for task in tasks if wanted & {task.training.loss, task.training.name}]
     for task in chosen:
-        points, there = points_of(*task[:2]), len(task.stored()["seconds"])
-        each = cost(*task[:2]) / len(points)
-        task.run.progress.parts |= {point: each * (i >= there) for i, point in enumerate(points)}
+        stages, there = stages_of(*task[:2]), len(task.stored()["seconds"])
+        each = cost(*task[:2]) / len(stages)
+        task.run.progress.parts |= {stage: each * (i >= there) for i, stage in enumerate(stages)}
     for training in runs.in_processes(train, chosen, jobs):
-        print(f"{training.name}: stored in {run.file_of(training.name)}", flush=True)
-    if left := [task.training.name for task in tasks if not task.is_finished()]:
+        print(f"{training.name}: stored", flush=True)
+    finished = [task for task in tasks if task.is_finished()]
+    for task in finished:
+        add(known, task, run, name, args.out)
+    if finished:
+        write(run, known, name, args.out, judges)
+    for task in finished:
+        task.run.keys = {task.training.name: runs.key_of(task.given)}
+        task.run.remove_parts()
+    if left := [task.training.name for task in tasks if task not in finished]:
         print(f"missing: {', '.join(left)}; a start without --only makes them")
-        return
-    write(run, tasks, name, args.out, judges)
-    run.remove_parts()
 
 
 if __name__ == "__main__":
