@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from gan_ebm_utils import checkpoints, runs
+from gan_ebm_utils.networks import stack_discriminator, stack_generator
 
 # Of each recipe: its options, and constants of its module that are smaller in the tests.
 OPTIONS = {
@@ -38,6 +39,7 @@ OPTIONS = {
     "plane_meg": ["--refit-steps", "5", "--replicates", "2"],
     "stacked_classifier": ["--epochs", "1"],
     "stacked_mnist": ["--jobs", "1"],
+    "stacked_refined": [],
 }
 
 
@@ -112,7 +114,33 @@ def make_tiny(recipe):
         module.SEEDS, module.NARROW = {"meg": 2}, {"relativistic_r1_r2": [2]}
         for loss in ("wgan_gp", "non_saturating"):
             del module.LOSSES[loss]
+    if recipe == "stacked_refined":
+        _tiny_pairs(module)
+        module.REFIT |= {"n_steps": 3, "batch_size": 4}
+        module.HIDDEN = (4,)
+        module.N_REFIT, module.N_STACKS, module.N_HELD_OUT = 50, 12, 4
+        module.N_SAMPLES, module.PART, module.N_CHOICE = 80, 80, 80
+        module.SAMPLERS = {"mh": {"n_steps": 2}, "ddls": {"n_steps": 1}}
+        module.STEP_SIZES = (0.3, 0.1)
     return module
+
+
+def _tiny_pairs(module):
+    """Let a recipe find pairs of networks of Stacked MNIST that nobody has trained."""
+    stored = module.checkpoints.load
+
+    def load(name, device="cpu", folder=None):
+        if not name.startswith("stacked_mnist_"):
+            return stored(name, device, folder)
+        rng = torch.Generator().manual_seed(len(name))
+        pair = {
+            "generator": stack_generator(4, 5, generator=rng).eval(),
+            "discriminator": stack_discriminator(4, generator=rng),
+        }
+        how = {"generator": {"kwargs": {"latent_dim": 5}}}
+        return checkpoints.Checkpoint(pair, {}, {"sha256": name, "networks": how})
+
+    module.checkpoints.load = load
 
 
 def _run(recipe, options, folder, data, stop_after):

@@ -95,10 +95,12 @@ def test_an_energy_is_scored_as_it_is(images):
     again = mnist_meg_anomaly.train(split, seed, GIVEN)
     assert torch.equal(part["course"], again["course"])
     assert part["course"][:, 0].tolist() == [2, 4] and part["course"].isfinite().all()
-    # The last row by hand.
+    # The last row by hand, and the mean of both.
     data = mnist_meg_anomaly.minibatches(split.normal)
     game = mnist_meg_anomaly.Game(mnist_meg_anomaly.RULE, GIVEN["sizes"], data, seed, channels=1)
-    mnist_meg_anomaly.repeat(game, 4)
+    mnist_meg_anomaly.repeat(game, 2)
+    before = energies(game, split.test)[0]
+    mnist_meg_anomaly.repeat(game, 2)
     x = split.test[None].clone().requires_grad_()
     energy = game.gan.discriminator.energy(x)
     (grad,) = torch.autograd.grad(energy.sum(), x)
@@ -109,6 +111,8 @@ def test_an_energy_is_scored_as_it_is(images):
     row = dict(zip(mnist_meg_anomaly.COURSE, part["course"][-1].tolist(), strict=True))
     assert [row["energy"], row["energy_natural"]] == pytest.approx(auprc(split, found[0]), abs=1e-6)
     assert [row["slope"], row["slope_natural"]] == pytest.approx(auprc(split, found[1]), abs=1e-6)
+    both = auprc(split, before + found[0])
+    assert part["mean_energy"].tolist() == pytest.approx(both, abs=1e-6)
     assert row["energy"] != pytest.approx(auprc(split, -found[0])[0], abs=1e-3), "a control"
     ranks = [y.argsort().argsort().double() for y in (found[0], split.test.mean(dim=(1, 2, 3)))]
     assert row["ink_rank"] == pytest.approx(float(torch.stack(ranks).corrcoef()[0, 1]), abs=1e-3)

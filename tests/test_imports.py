@@ -45,6 +45,7 @@ FLOORS = {
     "recipes.plane_ebgans": 4.5,
     "recipes.plane_meg": 4.5,
     "recipes.stacked_classifier": 4.5,
+    "recipes.stacked_refined": 4.5,
     "refine": 2,
     "runs": 3,
     "samplers": 1,

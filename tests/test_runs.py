@@ -44,6 +44,7 @@ SETTINGS = {
     "plane_meg": "[settings_of(name, 9, 9) for name in NAMES]",
     "stacked_classifier": "settings_of(9)",
     "stacked_mnist": "[settings_of(size) for size in SIZES]",
+    "stacked_refined": "settings_of()",
 }
 # What is stored or drawn to look at, when all is finished.
 FREE = {("mnist_features", "N_CHECK"), ("ebgan_grid", "SECONDS"), ("stacked_mnist", "WARM_UP")}

@@ -337,7 +337,9 @@ def test_samples_are_drawn_in_evaluation_mode():
     assert [part.shape[1] for part in parts] == [1000, 500] and generator.training
     assert torch.equal(generator.network[2].running_mean, running)
     alone = generator.eval()(randn(1, 1500, 5, generator=rng(1))[:, :1])
-    torch.testing.assert_close(parts[0][:, :1], alone, atol=1e-4, rtol=1e-4)
+    # To the precision of bfloat16, eight bits.
+    torch.testing.assert_close(parts[0][:, :1], alone, atol=0.05, rtol=0)
+    assert parts[0].dtype == torch.float32
 
 
 # ---- the recipe
@@ -349,7 +351,7 @@ def key(training):
 
 def test_a_training_depends_on_its_own_settings_only(monkeypatch):
     names = [training.name for training in stacked_mnist.trainings()]
-    assert len(set(names)) == len(names) == 18
+    assert len(set(names)) == len(names) == 16
     assert names[:3] == ["meg-0", "meg_no_entropy-0", "relativistic_r1_r2-0"]
     before = {training: key(training) for training in stacked_mnist.trainings()}
     assert len(set(before.values())) == len(before)
@@ -365,7 +367,7 @@ def test_a_training_depends_on_its_own_settings_only(monkeypatch):
 
 def test_a_narrow_training_has_a_narrow_discriminator_only():
     wide, narrow = (
-        stacked_mnist.own_settings(Training("meg", 0, n), "half")["sizes"] for n in (1, 4)
+        stacked_mnist.own_settings(Training("meg", 1, n), "half")["sizes"] for n in (1, 4)
     )
     assert narrow == {**wide, "width_d": wide["width_d"] // 4}
     assert Training("meg", 0, 4).name == "meg-0-narrow4"
@@ -395,7 +397,25 @@ def test_bad_options_are_refused(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_what_is_stored_is_what_was_scored(tmp_path, monkeypatch, capsys):
+def test_modes_are_counted_as_often_beyond_the_usual_length_as_in_it():
+    given = stacked_mnist.own_settings(Training("meg", 0), "half")
+    steps, times = given["sizes"]["steps"], given["sizes"]["times"]
+    n, points = given["scoring"]["n_points"], stacked_mnist.points_of(given)
+    assert len(points) == 2 * n and points == sorted(set(points))
+    assert points[n - 1] == steps and points[-1] == times * steps
+    usual = stacked_mnist.own_settings(Training("meg", 1), "half")
+    assert stacked_mnist.points_of(usual) == points[:n]
+    assert given["scoring"]["samplings"] == 3 and usual["scoring"]["samplings"] == 1
+    assert stacked_mnist.cost(Training("meg", 0), given) == times * stacked_mnist.cost(
+        Training("meg", 1), usual
+    )
+    full = stacked_mnist.own_settings(Training("meg", 0), "full")
+    assert stacked_mnist.points_of(full)[-1] == 20_000 and len(stacked_mnist.points_of(full)) == n
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The recipe at tiny sizes, and the folders of its start."""
     sizes = {**SIZES, "steps": {"1": 4, "5": 2}, "times": 3}
     monkeypatch.setitem(stacked_mnist.SIZES, "half", sizes)
     small = {"n_points": 2, "n_course": 30, "n_last": 40, "samplings": 2}
@@ -404,38 +424,71 @@ def test_what_is_stored_is_what_was_scored(tmp_path, monkeypatch, capsys):
         stacked_mnist, "mnist", lambda split: Images(pictures(), torch.zeros(20, dtype=torch.long))
     )
     monkeypatch.setattr(stacked_mnist.runs, "mnist_source", dict)
-    scored, score = [], stacked_mnist.last_scores
+    return ["--state", str(tmp_path / "state"), "--out", str(tmp_path / "out"), "--jobs", "1"]
+
+
+def test_what_is_stored_is_what_was_scored(tiny, tmp_path, monkeypatch, capsys):
+    scored, made, score = [], {}, stacked_mnist.last_scores
 
     def noted(generators, *arguments):
-        scored.extend(copy.deepcopy(generators))
+        scored.append(copy.deepcopy(generators))
         return score(generators, *arguments)
 
+    def seen(known, task, *arguments, add=stacked_mnist.add):
+        made[task.training.name] = task.stored()["made"]
+        add(known, task, *arguments)
+
     monkeypatch.setattr(stacked_mnist, "last_scores", noted)
-    options = ["--state", str(tmp_path / "state"), "--out", str(tmp_path / "out"), "--jobs", "1"]
-    stacked_mnist.main([*options, "--only", "meg-0", "non_saturating"])
-    (file,) = (tmp_path / "state").rglob("meg-0-*.pt")
-    part = runs.read(file)["made"]
-    for key, value in scored[1].state_dict().items():
-        assert torch.equal(value, part["weights"][f"generator.{key}"].to(value.dtype))
-    assert not torch.equal(scored[0].network[0].weight, scored[1].network[0].weight)
-    assert part["scores"]["course"][:, 0].tolist() == [1, 2]
-    assert part["scores"]["modes"].shape == part["scores"]["kl"].shape == (2, 2, 2)
+    monkeypatch.setattr(stacked_mnist, "add", seen)
+    stacked_mnist.main([*tiny, "--only", "meg-0", "non_saturating"])
+    assert "missing: meg_no_entropy-0," in capsys.readouterr().out
+    last, averaged = scored[0]
+    pair = checkpoints.load("stacked_mnist_meg", folder=tmp_path / "out")
+    for key, value in averaged.state_dict().items():
+        assert torch.equal(value, pair.networks["generator"].state_dict()[key])
+    assert not torch.equal(last.network[0].weight, averaged.network[0].weight)
+    assert made["non_saturating-0"]["weights"] == {}
     # 5 steps of d: x, y, x with a gradient; one of G: y. d forward 5 * 3 + 1, G forward 5 + 1, and
     # backward d twice at x, for its penalty, once each at x and y, and once for G, as G itself.
-    assert part["calls"][0] == 6 * (5 * 3 + 1 + 5 + 1)
-    (file,) = (tmp_path / "state").rglob("non_saturating-0-*.pt")
-    assert runs.read(file)["made"]["weights"] == {}
-    assert "missing: meg_no_entropy-0," in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
-    # A later start, with others wanted, takes what is there.
+    assert made["meg-0"]["calls"][0] == 6 * (5 * 3 + 1 + 5 + 1)
+    stored = checkpoints.load("stacked_mnist", folder=tmp_path / "out")
+    assert stored.tensors["meg-0/course"][:, 0].tolist() == [1, 2, 4, 6]
+    assert stored.tensors["meg-0/modes"].shape == stored.tensors["meg-0/kl"].shape == (2, 2)
+    assert stored.tensors["non_saturating-0/kl"].shape == (2, 1)
+    assert stored.card["keys"].keys() == stored.card["metrics"]["trainings"].keys()
+    assert stored.card["keys"]["meg-0"] == pair.card["key"]
+    assert not list((tmp_path / "state").rglob("*.pt")), "parts of finished trainings are removed"
+
+
+def test_a_later_start_adds_to_the_checkpoint(tiny, tmp_path, monkeypatch, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    stacked_mnist.main([*tiny, "--only", "meg-0"])
+    stacked_mnist.main([*tiny, "--only", "meg-1", "non_saturating"])
+    both = checkpoints.load("stacked_mnist", folder=out)
+    assert sorted(both.card["keys"]) == ["meg-0", "meg-1", "non_saturating-0"]
+    # As if they had been made at once.
+    at_once = [*tiny[:2], "--out", str(other), "--jobs", "1"]
+    stacked_mnist.main([*at_once, "--only", "meg-0", "meg-1", "non_saturating"])
+    whole = checkpoints.load("stacked_mnist", folder=other).tensors
+    assert all(torch.equal(v.nan_to_num(), whole[k].nan_to_num()) for k, v in both.tensors.items())
+    # What is there is not made again, unless what it depends on has changed or its pair is gone.
     monkeypatch.setattr(Game, "iterate", lambda self: 1 / 0)
-    stacked_mnist.main([*options, "--only", "meg-0"])
+    capsys.readouterr()
+    stacked_mnist.main([*tiny, "--only", "meg-0", "meg-1"])
+    assert "meg-0: kept\nmeg-1: kept\n" in capsys.readouterr().out.replace(
+        "non_saturating-0: kept\n", ""
+    )
+    (out / "stacked_mnist_meg.safetensors").write_bytes(b"")
     with pytest.raises(ZeroDivisionError):
-        stacked_mnist.main([*options, "--only", "meg-1"])
+        stacked_mnist.main([*tiny, "--only", "meg-0"])
+    monkeypatch.setitem(LOSSES, "non_saturating", LOSSES["non_saturating"]._replace(weight=1.0))
+    with pytest.raises(ZeroDivisionError):
+        stacked_mnist.main([*tiny, "--only", "non_saturating"])
+    assert checkpoints.load("stacked_mnist", folder=out).card["keys"] == both.card["keys"]
 
 
-def test_the_second_classifier_is_as_good_as_its_card():
-    first, second = (checkpoints.load(name) for name in stacked_mnist.JUDGES)
+def test_the_classifier_that_counts_is_as_good_as_its_card():
+    second, first = (checkpoints.load(name) for name in stacked_mnist.JUDGES)
     assert second.card["recipe"] == "stacked_classifier"
     assert second.card["data_sha256"] == first.card["data_sha256"]
     low, high = second.card["metrics"]["test_accuracy_interval_95"]

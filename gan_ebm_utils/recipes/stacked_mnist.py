@@ -21,13 +21,13 @@ The rate is 2e-4 for all, and no discriminator has a norm. MEG's discriminator i
 its losses are those of a critic d = -E; its generator also raises a bound on the information
 between z and G(z), by a statistics network that learns with it (Kumar et al. 2019,
 arXiv:1901.08508). A norm is over all axes of a stack. A loss of five steps has a third of the steps
-of the others, which takes as long; the trainings whose networks are stored then go on to four times
+of the others, which takes as long; the trainings whose networks are stored then go on to twice
 their length.
 
-Widths and batches are half of what `--full` has, where all losses have 20,000 steps of the
-generator. The half-size trainings take about three hours of one core of a recent CPU. They run in
-`--jobs` processes. Each is stored on its way, with the scores so far, and when it ends; a later
-start goes on from there. What a training depends on is its own settings, the data, the two
+Widths are half and batches a quarter of what `--full` has, where all losses have 20,000 steps of
+the generator. The trainings at half width take about two hours of one core of a recent CPU. They
+run in `--jobs` processes. Each is stored on its way, with the scores so far, and when it ends; a
+later start goes on from there. What a training depends on is its own settings, the data, the two
 classifiers and the kind of device, and the card holds a key for each: one that the checkpoint in
 `--out` holds under its key is taken from there, so that `--only` can spread the trainings over many
 starts. On a GPU, which GAN_EBM_DEVICE can choose, a whole iteration is captured as one CUDA graph.
@@ -107,9 +107,9 @@ SIZES = {
         "width_g": 64,
         "width_d": 32,
         "latent_dim": 64,
-        "batch_size": 64,
+        "batch_size": 32,
         "steps": {"1": 3600, "5": 1200},
-        "times": 4,
+        "times": 2,
         "decay": 0.998,
     },
     "full": {
@@ -124,9 +124,9 @@ SIZES = {
 }
 LEARNING_RATE = 2e-4
 SEEDS = {"meg": 3, "meg_no_entropy": 3, "relativistic_r1_r2": 3}  # 1 for the others
-NARROW = {"relativistic_r1_r2": [2, 4], "meg": [2, 4], "non_saturating_r1": [2, 4]}
+NARROW = {"relativistic_r1_r2": [2, 4], "meg": [2, 4]}
 # `samplings` are those of a generator that is stored; the others have one.
-SCORING = {"n_points": 8, "n_course": 5_000, "n_last": 26_000, "samplings": 3}
+SCORING = {"n_points": 6, "n_course": 5_000, "n_last": 26_000, "samplings": 3}
 # The losses whose first networks are stored.
 KEPT = ("meg", "meg_no_entropy", "relativistic_r1_r2")
 COURSE = ("step", "modes", "kl", "modes_averaged", "kl_averaged", "information")

@@ -1,0 +1,183 @@
+"""Refit discriminators to the generators of Stacked MNIST, and refine their samples with them.
+
+    python -m gan_ebm_utils.recipes.stacked_refined
+
+reads the checkpoints `stacked_mnist_LOSS` and writes `stacked_refined`: for each loss a
+discriminator fitted to its generator, which stays as it is, and the classes of the digits in its
+samples as they are drawn, after independence Metropolis-Hastings (`mh`), and after MALA in the
+latent space (`ddls`), with the FID of each and the calls of networks it took.
+
+The discriminator sees features of a classifier that scores nothing here, the one of `mnist_gan`. It
+is fitted to features of stacks of training digits and of stored draws, so that a step costs little.
+Of several step sizes of MALA one is chosen by the FID of draws that are not scored. Networks
+compute in bfloat16 when they draw. It takes about twenty minutes of one core of a recent CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils.base import Calls, Gan, Refined, default_device, seeded
+from gan_ebm_utils.datasets import minibatches, mnist
+from gan_ebm_utils.networks import FeatureDiscriminator
+from gan_ebm_utils.recipes.stacked_mnist import COUNTING, KEPT, SECOND, classes, fid_of
+from gan_ebm_utils.refine import ddls, mh_gan
+from gan_ebm_utils.training import fit_discriminator
+
+REFIT = {"n_steps": 3000, "batch_size": 256, "learning_rate": 1e-3}
+HIDDEN = (256, 256)
+# Training digits that the refit may see, stacks that it draws of them and of the generator, and how
+# many of both are held out for its card.
+N_REFIT, N_STACKS, N_HELD_OUT = 50_000, 40_000, 5_000
+N_SAMPLES, PART = 6_000, 1_000
+SAMPLERS = {"mh": {"n_steps": 16}, "ddls": {"n_steps": 10}}
+STEP_SIZES, N_CHOICE = (0.2, 0.05, 0.01), 1_000
+
+
+@torch.no_grad()
+def features_of(network: torch.nn.Module, images: Tensor) -> Tensor:
+    """Features of stacks (n, 3, 28, 28), those of the channels side by side."""
+    parts = images.split(PART)
+    return torch.cat([network(x.flatten(0, 1)[:, None]).unflatten(0, (len(x), -1)) for x in parts])
+
+
+def refit(gan: Gan, features: dict[str, Tensor], seed: int) -> dict[str, Any]:
+    """The weights of a discriminator fitted to the generator of `gan`, and its held-out loss."""
+    device, rng = default_device(), seeded(seed)
+    judge = FeatureDiscriminator(HIDDEN, channels=3, generator=rng).to(device)
+    judge.features.load_state_dict(features)
+    digits = mnist("train").images[:N_REFIT, 0].to(device)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+        seen = torch.cat([judge.features(x[:, None]) for x in digits.split(PART)]).float()
+        rows = torch.randint(len(seen), (N_STACKS, 3), generator=rng, device=device)
+        draws = (gan.generator(gan.prior((1, n), rng))[0] for n in _parts(N_STACKS))
+        fake = torch.cat([features_of(judge.features, x).flatten(1) for x in draws]).float()
+    real = seen[rows].flatten(1)
+    learn, held_out = (
+        [each[part] for each in (real, fake)]
+        for part in (slice(N_HELD_OUT, None), slice(N_HELD_OUT))
+    )
+    samplers = [minibatches(each) for each in learn]
+    fit_discriminator(judge.head, *samplers, losses.gan_d_loss, generator=rng, **REFIT)
+    with torch.no_grad():
+        logits = [judge.head(each[None]) for each in held_out]
+    loss = float(losses.gan_d_loss(*logits))
+    weights = {key: value.half().cpu() for key, value in judge.state_dict().items()}
+    return {"weights": weights, "held_out_loss": loss}
+
+
+def _parts(n: int) -> list[int]:
+    return [len(part) for part in torch.arange(n).split(PART)]
+
+
+def drawn(gan: Gan, n: int, rng: torch.Generator) -> Refined:
+    """n samples as the generator makes them."""
+    with torch.no_grad():
+        samples = gan.generator(gan.prior((1, n), rng))
+    return Refined(samples, None, None, Calls(n, 0))
+
+
+def refined(gan: Gan, n: int, sampler: Any, seed: int) -> tuple[list[Tensor], list[float]]:
+    """n samples in parts, in single precision, and forward and backward calls for each of them."""
+    device, rng, found = default_device(), seeded(seed), []
+    with torch.autocast(device.type, torch.bfloat16):
+        for size in _parts(n):
+            found.append(sampler(gan, size, rng))
+    calls = [sum(each.calls[i] for each in found) / n for i in (0, 1)]
+    return [each.samples.float() for each in found], calls
+
+
+def score(
+    gan: Gan, how: dict[str, Any], judges: dict[str, checkpoints.Checkpoint], seed: int
+) -> dict[str, Any]:
+    """Classes (n, 3), FID and calls of the samples of one sampler; `how` names it."""
+    name, settings = how["sampler"], dict(how["settings"])
+    chosen = None
+    if name == "ddls":
+        errors = {}
+        for i, size in enumerate(STEP_SIZES):
+            trial = partial(ddls, step_size=size, **settings)
+            errors[size] = fid_of(refined(gan, N_CHOICE, trial, seed + i)[0], judges[SECOND])
+        chosen = settings["step_size"] = min(errors, key=errors.get)
+    sampler = partial({"none": drawn, "mh": mh_gan, "ddls": ddls}[name], **settings)
+    stacks, calls = refined(gan, N_SAMPLES, sampler, seed + len(STEP_SIZES))
+    with torch.no_grad():
+        judge = judges[COUNTING].networks["classifier"]
+        found = torch.cat([classes(judge, part) for part in stacks], dim=1)[0]
+    fid = fid_of(stacks, judges[SECOND])
+    return {"classes": found.to(torch.uint8).cpu(), "fid": fid, "calls": calls, "chosen": chosen}
+
+
+def settings_of() -> dict[str, Any]:
+    """Everything that the results depend on, but for the seed, the data and the checkpoints."""
+    return {
+        "refit": {**REFIT, "hidden": list(HIDDEN), "n_data": N_REFIT, "n_stacks": N_STACKS},
+        "n_held_out": N_HELD_OUT,
+        "n_samples": N_SAMPLES,
+        "part": PART,
+        "samplers": SAMPLERS,
+        "step_sizes": list(STEP_SIZES),
+        "n_choice": N_CHOICE,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    args = runs.parse(parser, argv)
+    try:
+        device, source = default_device(), runs.mnist_source()
+        pairs = {loss: checkpoints.load(f"stacked_mnist_{loss}", device) for loss in KEPT}
+        judges = {name: checkpoints.load(name, device) for name in (COUNTING, SECOND)}
+        seen = checkpoints.load("mnist_gan")
+    except (RuntimeError, ValueError) as error:  # no such device, no MNIST, no checkpoint
+        parser.error(str(error))
+    source |= {f"{loss}_sha256": pair.card["sha256"] for loss, pair in pairs.items()}
+    source |= {f"{name}_sha256": judge.card["sha256"] for name, judge in judges.items()}
+    source["mnist_gan_sha256"] = seen.card["sha256"]
+    name = "stacked_refined"
+    run = runs.Run(name, settings_of(), args, runs.Progress(), **source)
+    if run.is_stored(name, args.out):
+        print(f"{name}: kept")
+        run.remove_parts()
+        return
+    uses = {"none": {}, **SAMPLERS}
+    sizes = {"refit": 3.0, "none": 1.0, "mh": 10.0, "ddls": 20.0}
+    run.expect({f"{loss}-{part}": size for loss in KEPT for part, size in sizes.items()})
+    features = seen.networks["discriminator_refitted"].features.state_dict()
+    networks, tensors, found, seconds = {}, {}, {}, 0.0
+    for i, (loss, pair) in enumerate(pairs.items()):
+        seed = args.seed + 100 * i
+        own = partial(refit, pair.gan(), features, seed)
+        fit, took = run.once(f"{loss}-refit", own)
+        seconds += took
+        how = {"hidden": list(HIDDEN), "channels": 3}
+        judge = FeatureDiscriminator(**how, generator=seeded(0, "cpu")).half().eval()
+        judge.load_state_dict(fit["weights"])
+        networks[f"discriminator_{loss}"] = (judge, FeatureDiscriminator, how)
+        judge = FeatureDiscriminator(**how, generator=seeded(0, "cpu")).eval().to(device)
+        judge.load_state_dict(fit["weights"])
+        gan = pair.gan()._replace(discriminator=judge.requires_grad_(False))
+        found[loss] = {"held_out_loss": fit["held_out_loss"]}
+        for number, (sampler, settings) in enumerate(uses.items()):
+            use = {"sampler": sampler, "settings": settings}
+            own = partial(score, gan, use, judges, seed + 10 * (number + 1))
+            made, took = run.once(f"{loss}-{sampler}", own)
+            seconds += took
+            tensors[f"{loss}/{sampler}/classes"] = made["classes"]
+            modes, kl = metrics.stacked_modes(made["classes"].long()[None])
+            told = {key: made[key] for key in ("fid", "calls", "chosen")}
+            found[loss][sampler] = {"modes": float(modes), "kl": float(kl), **told}
+    card = run.card({**found, "seconds": round(seconds, 1)})
+    checkpoints.save(name, networks, tensors, card, args.out)
+    run.remove_parts()
+
+
+if __name__ == "__main__":
+    main()
