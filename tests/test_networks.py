@@ -455,6 +455,18 @@ def test_discriminators_on_features_share_them_and_train_their_heads_alone():
         discriminator(images[0])
 
 
+def test_a_discriminator_of_stacks_sees_each_channel_as_a_digit():
+    discriminator = FeatureDiscriminator((8,), 12, 4, channels=3, generator=rng())
+    stacks = torch.rand(1, 5, 3, 28, 28, generator=rng(1)) * 2 - 1
+    channels = [discriminator.features(stacks[0, :, c : c + 1]) for c in range(3)]
+    expected = discriminator.head(torch.cat(channels, dim=1)[None])
+    torch.testing.assert_close(discriminator(stacks), expected)
+    # A control: the order of the channels counts.
+    assert not torch.allclose(discriminator(stacks.flip(2)), expected)
+    with pytest.raises(ValueError, match=r"x must be \(R, n, 3, 28, 28\); got \(1, 5, 1, 28, 28\)"):
+        discriminator(stacks[:, :, :1])
+
+
 BUILDERS = {
     "mlp": lambda g: mlp(2, (8,), generator=g),
     "mlp, spectral": lambda g: mlp(2, (8,), generator=g, spectral=True),

@@ -18,8 +18,8 @@ a fifth of an image. Beside MEG's energy stand
 - the ink of the image, its mean pixel, of which no training is needed.
 
 The game is that of `stacked_mnist` with one channel. It takes about half an hour of one core of a
-recent CPU. Trainings run in `--jobs` processes, and a run that is cut off goes on after the last one that
-was finished.
+recent CPU. Trainings run in `--jobs` processes, and a run that is cut off goes on after the last
+one that was finished.
 """
 
 from __future__ import annotations

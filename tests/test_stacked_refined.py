@@ -1,0 +1,140 @@
+"""Refined samples of Stacked MNIST: the refit in features, and what is drawn and counted."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gan_ebm_utils.base import Gan, seeded
+from gan_ebm_utils.checkpoints import Checkpoint
+from gan_ebm_utils.datasets import Images
+from gan_ebm_utils.networks import FeatureDiscriminator, stack_generator
+from gan_ebm_utils.recipes import stacked_refined
+
+
+def rng(seed=0):
+    return seeded(seed, "cpu")
+
+
+class Levels(nn.Module):
+    """A generator of stacks whose three channels are grey, brighter for a larger latent."""
+
+    def forward(self, z):
+        return z[..., None, None].tanh().expand(*z.shape, 28, 28).contiguous()
+
+
+class Reads(nn.Module):
+    """A classifier that tells ten levels of grey apart."""
+
+    def forward(self, x):
+        return -((x[:, 0, 0, 0, None] * 5 + 4.5 - torch.arange(10.0)) ** 2)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Few and tiny digits, and few steps."""
+    digits = torch.rand(60, 1, 1, 1, generator=rng(1)).expand(-1, 1, 28, 28) * 2 - 1
+    images = Images(digits.contiguous(), torch.zeros(60, dtype=torch.long))
+    monkeypatch.setattr(stacked_refined, "mnist", lambda split: images)
+    sizes = {"N_REFIT": 50, "N_STACKS": 600, "N_HELD_OUT": 100, "PART": 100, "N_SAMPLES": 300}
+    for name, value in {**sizes, "N_CHOICE": 100, "HIDDEN": (16,)}.items():
+        monkeypatch.setattr(stacked_refined, name, value)
+    for name, value in {"n_steps": 150, "batch_size": 64, "learning_rate": 3e-3}.items():
+        monkeypatch.setitem(stacked_refined.REFIT, name, value)
+    return images
+
+
+def features():
+    return FeatureDiscriminator((16,), generator=rng(5)).features.state_dict()
+
+
+def test_the_refit_learns_what_tells_stacks_from_draws(small):
+    gan = Gan(Levels(), None, 3)
+    fit = stacked_refined.refit(gan, features(), seed=0)
+    assert fit["held_out_loss"] < 2 * math.log(2) - 0.05
+    judge = FeatureDiscriminator((16,), channels=3, generator=rng())
+    judge.load_state_dict(fit["weights"])
+    for key, value in features().items():
+        assert torch.equal(fit["weights"][f"features.{key}"], value.half()), "features stay"
+    # A control: draws that are the data cannot be told from them.
+    same = Gan(Same(small.images), None, 3)
+    alike = stacked_refined.refit(same, features(), seed=0)["held_out_loss"]
+    assert alike > 2 * math.log(2) - 0.02
+
+
+class Same(nn.Module):
+    """A generator that picks digits of the data by its latents."""
+
+    def __init__(self, images):
+        super().__init__()
+        self.images = images[:50, 0]
+
+    def forward(self, z):
+        rows = (torch.special.ndtr(z.float()) * 50).long().clamp(0, 49)
+        return self.images[rows]
+
+
+def test_features_of_stacks_lie_side_by_side():
+    network = FeatureDiscriminator((4,), 6, 2, generator=rng()).features
+    stacks = torch.rand(7, 3, 28, 28, generator=rng(1))
+    expected = torch.cat([network(stacks[:, c : c + 1]) for c in range(3)], dim=1)
+    found = stacked_refined.features_of(network, stacks).flatten(1)
+    torch.testing.assert_close(found, expected)
+
+
+def judged(monkeypatch):
+    monkeypatch.setattr(stacked_refined, "fid_of", lambda stacks, judge: float(len(stacks)))
+    network = Checkpoint({"classifier": Reads().eval()}, {}, {})
+    return dict.fromkeys((stacked_refined.COUNTING, stacked_refined.SECOND), network)
+
+
+def test_samples_are_counted_and_paid_for(small, monkeypatch):
+    judges = judged(monkeypatch)
+    generator = stack_generator(4, 5, generator=rng()).eval()
+    judge = FeatureDiscriminator((16,), channels=3, generator=rng(1))
+    with torch.no_grad():
+        judge.head[-1].bias -= 3  # some logits are negative, as those of a fit are
+    gan = Gan(generator, judge.requires_grad_(False), 5)
+    found = {
+        name: stacked_refined.score(gan, {"sampler": name, "settings": how}, judges, 3)
+        for name, how in (("none", {}), ("mh", {"n_steps": 4}), ("ddls", {"n_steps": 2}))
+    }
+    for made in found.values():
+        assert made["classes"].shape == (300, 3) and made["classes"].dtype == torch.uint8
+        assert made["fid"] == 3, "three parts of a hundred"
+    assert found["none"]["calls"] == [1, 0]
+    # Each proposal is a call of both networks, and so are the start and the check of the pair, by
+    # a hundred draws for each part; the sample is a further one.
+    assert found["mh"]["calls"] == [2 * (4 + 1 + 1) + 1, 0]
+    assert found["ddls"]["calls"] == [2 * (2 + 1 + 1) + 1, 2 * (2 + 1)]
+    assert found["ddls"]["chosen"] in stacked_refined.STEP_SIZES
+    assert found["mh"]["chosen"] is found["none"]["chosen"] is None
+    again = stacked_refined.score(gan, {"sampler": "none", "settings": {}}, judges, 3)
+    assert torch.equal(again["classes"], found["none"]["classes"])
+
+
+def test_the_step_size_with_the_least_error_is_taken(small, monkeypatch):
+    judges, errors, sizes = judged(monkeypatch), iter([3.0, 1.0, 2.0, 9.0]), []
+
+    def ddls(gan, n, rng, *, step_size, n_steps):
+        sizes.append(step_size)
+        return stacked_refined.drawn(gan, n, rng)
+
+    monkeypatch.setattr(stacked_refined, "ddls", ddls)
+    monkeypatch.setattr(stacked_refined, "fid_of", lambda stacks, judge: next(errors))
+    use = {"sampler": "ddls", "settings": {"n_steps": 2}}
+    made = stacked_refined.score(Gan(Levels(), None, 3), use, judges, 3)
+    assert made["chosen"] == stacked_refined.STEP_SIZES[1]
+    assert sizes == [*stacked_refined.STEP_SIZES, *[made["chosen"]] * 3]
+    assert made["fid"] == 9
+
+
+def test_without_the_pairs_the_recipe_says_what_is_missing(tmp_path, capsys, monkeypatch):
+    def nothing(name, *_, **__):
+        raise ValueError(f"unknown checkpoint {name!r}")
+
+    monkeypatch.setattr(stacked_refined.checkpoints, "load", nothing)
+    with pytest.raises(SystemExit):
+        stacked_refined.main(["--out", str(tmp_path), "--state", str(tmp_path)])
+    assert "unknown checkpoint 'stacked_mnist_meg'" in capsys.readouterr().err
