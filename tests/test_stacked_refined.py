@@ -94,7 +94,7 @@ def test_samples_are_counted_and_paid_for(small, monkeypatch):
     generator = stack_generator(4, 5, generator=rng()).eval()
     judge = FeatureDiscriminator((16,), channels=3, generator=rng(1))
     with torch.no_grad():
-        judge.head[-1].bias -= 3  # some logits are negative, as those of a fit are
+        judge.head[-2].bias -= 3  # some logits are negative, as those of a fit are
     gan = Gan(generator, judge.requires_grad_(False), 5)
     found = {
         name: stacked_refined.score(gan, {"sampler": name, "settings": how}, judges, 3)
