@@ -2,13 +2,13 @@
 
     python -m gan_ebm_utils.recipes.stacked_refined
 
-reads the checkpoints `stacked_mnist_LOSS` and writes `stacked_refined`: for each loss a
+reads the checkpoints `stacked_mnist_LOSS` and writes `stacked_refined`: for each loss the head of a
 discriminator fitted to its generator, which stays as it is, and the classes of the digits in its
 samples as they are drawn, after independence Metropolis-Hastings (`mh`), and after MALA in the
 latent space (`ddls`), with the FID of each and the calls of networks it took.
 
-The discriminator sees features of a classifier that scores nothing here, the one of `mnist_gan`. It
-is fitted to features of stacks of training digits and of stored draws, so that a step costs little.
+The head sees features of a classifier that scores nothing here, the one of `mnist_gan`. It is
+fitted to features of stacks of training digits and of stored draws, so that a step costs little.
 Of several step sizes of MALA one is chosen by the FID of draws that are not scored. Networks
 compute in bfloat16 when they draw. It takes about twenty minutes of one core of a recent CPU.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 from gan_ebm_utils import checkpoints, losses, metrics, runs
 from gan_ebm_utils.base import Calls, Gan, Refined, default_device, seeded
 from gan_ebm_utils.datasets import minibatches, mnist
-from gan_ebm_utils.networks import FeatureDiscriminator
+from gan_ebm_utils.networks import FeatureDiscriminator, mlp
 from gan_ebm_utils.recipes.stacked_mnist import COUNTING, KEPT, SECOND, classes, fid_of
 from gan_ebm_utils.refine import ddls, mh_gan
 from gan_ebm_utils.training import fit_discriminator
@@ -48,7 +48,7 @@ def features_of(network: torch.nn.Module, images: Tensor) -> Tensor:
 
 
 def refit(gan: Gan, features: dict[str, Tensor], seed: int) -> dict[str, Any]:
-    """The weights of a discriminator fitted to the generator of `gan`, and its held-out loss."""
+    """The weights of a head fitted to the generator of `gan`, and its loss on held-out stacks."""
     device, rng = default_device(), seeded(seed)
     judge = FeatureDiscriminator(HIDDEN, channels=3, generator=rng).to(device)
     judge.features.load_state_dict(features)
@@ -68,7 +68,7 @@ def refit(gan: Gan, features: dict[str, Tensor], seed: int) -> dict[str, Any]:
     with torch.no_grad():
         logits = [judge.head(each[None]) for each in held_out]
     loss = float(losses.gan_d_loss(*logits))
-    weights = {key: value.half().cpu() for key, value in judge.state_dict().items()}
+    weights = {key: value.half().cpu() for key, value in judge.head.state_dict().items()}
     return {"weights": weights, "held_out_loss": loss}
 
 
@@ -157,13 +157,14 @@ def main(argv: list[str] | None = None) -> None:
         own = partial(refit, pair.gan(), features, seed)
         fit, took = run.once(f"{loss}-refit", own)
         seconds += took
-        how = {"hidden": list(HIDDEN), "channels": 3}
-        judge = FeatureDiscriminator(**how, generator=seeded(0, "cpu")).half().eval()
-        judge.load_state_dict(fit["weights"])
-        networks[f"discriminator_{loss}"] = (judge, FeatureDiscriminator, how)
-        judge = FeatureDiscriminator(**how, generator=seeded(0, "cpu")).eval().to(device)
-        judge.load_state_dict(fit["weights"])
-        gan = pair.gan()._replace(discriminator=judge.requires_grad_(False))
+        judge = FeatureDiscriminator(HIDDEN, channels=3, generator=seeded(0, "cpu"))
+        judge.features.load_state_dict(features)
+        judge.head.load_state_dict(fit["weights"])
+        gan = pair.gan()._replace(discriminator=judge.eval().to(device).requires_grad_(False))
+        how = {"in_features": 3 * judge.features.num_features, "hidden": list(HIDDEN)}
+        head = mlp(**how, generator=seeded(0, "cpu")).half().eval()
+        head.load_state_dict(fit["weights"])
+        networks[f"head_{loss}"] = (head, mlp, how)
         found[loss] = {"held_out_loss": fit["held_out_loss"]}
         for number, (sampler, settings) in enumerate(uses.items()):
             use = {"sampler": sampler, "settings": settings}
