@@ -74,6 +74,11 @@ def test_the_area_by_hand():
     assert auprc(split, torch.zeros(4)) == pytest.approx([0.5, 0.4 / 2.4])
 
 
+def test_the_game_is_that_of_the_docstring():
+    assert (mnist_meg_anomaly.RULE.weight, mnist_meg_anomaly.RULE.d_steps) == (100, 1)
+    assert mnist_meg_anomaly.RULE.is_energy and mnist_meg_anomaly.RULE.entropy == 1
+
+
 def test_the_natural_prevalence_is_that_of_all_data(images):
     split = split_of(4, seed=1)
     assert auprc(split, torch.zeros(len(split.test))) == pytest.approx([80 / 224, 0.1])

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 
 import pytest
@@ -213,6 +214,11 @@ def test_the_losses_are_those_of_the_table(loss, monkeypatch):
     y = play.gan.generator(play.gan.prior((1, 6), play.rng)).detach()
     expected = float(closed_form(loss, play, x, y).detach())
     assert seen["discriminator"][0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    if LOSSES[loss].d_steps == 1:  # of the generator, on the draws after those of the discriminator
+        z = play.gan.prior((1, 6), play.rng)
+        real, fake = play.gan.discriminator(x), play.gan.discriminator(play.gan.generator(z))
+        raised = F.softplus(real - fake if "relativistic" in loss else -fake).mean()
+        assert seen["generator"][0] == pytest.approx(float(raised.detach()), rel=1e-4)
     others = {other: float(closed_form(other, play, x, y).detach()) for other in LOSSES}
     same = {other for other, value in others.items() if value == pytest.approx(expected, rel=1e-3)}
     assert same == ({"meg", "meg_no_entropy"} if loss.startswith("meg") else {loss}), "a control"
@@ -342,6 +348,48 @@ def test_samples_are_drawn_in_evaluation_mode():
     assert parts[0].dtype == torch.float32
 
 
+class Constant(nn.Module):
+    """A generator of stacks of one grey level."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.level = level
+
+    def forward(self, z):
+        return torch.full((*z.shape[:2], 3, 28, 28), self.level)
+
+
+class Whole(nn.Module):
+    """A second classifier, whose features are pixels and whose digit is always 7."""
+
+    def features(self, x):
+        return x.flatten(1)[:, ::99] + torch.randn(len(x), 8, generator=rng(len(x)))
+
+    def forward(self, x):
+        return (torch.arange(10) == 7).float().expand(len(x), 10)
+
+
+def test_the_last_scores_are_those_of_both_generators_and_the_second_judge_sees_the_last():
+    n = 8
+    test, train = ({f"{k}_mean": torch.zeros(n) + m, f"{k}_covariance": torch.eye(n)}
+                   for k, m in (("test", 0.5), ("train", -0.5)))  # fmt: skip
+    judges = {
+        stacked_mnist.COUNTING: checkpoints.Checkpoint({"classifier": Reads().eval()}, {}, {}),
+        stacked_mnist.SECOND: checkpoints.Checkpoint({"classifier": Whole().eval()}, test | train, {}),
+    }
+    pair = [Constant(0.1), Constant(0.5)]
+    given = {"samplings": 2, "n_last": 1200}
+    found = stacked_mnist.last_scores(pair, 5, judges, given, rng())
+    assert found["modes"].tolist() == [[1, 1], [1, 1]] and found["kl"].shape == (2, 2)
+    assert found["second"].tolist() == pytest.approx([1, math.log(1000)])
+    # All features have the mean 0.5 of the test set, and the covariance 1.
+    assert float(found["fid"]) < 0.5
+    stacks = stacked_mnist.stacks_of(pair[1], 5, 1200, rng())
+    assert stacked_mnist.fid_of(stacks, judges[stacked_mnist.SECOND], "train") > n - 1
+    first = stacked_mnist.last_scores(pair[::-1], 5, judges, given, rng())
+    assert float(first["fid"]) > 1, "a control: 0.1 is not the mean of the test set"
+
+
 # ---- the recipe
 
 
@@ -363,6 +411,13 @@ def test_a_training_depends_on_its_own_settings_only(monkeypatch):
     assert changed == {"meg", "meg_no_entropy", "wgan_gp"}
     monkeypatch.setitem(stacked_mnist.SCORING, "n_last", 5)
     assert all(key(training) != was for training, was in before.items())
+
+
+def test_each_training_has_a_seed_of_its_own():
+    assert len({stacked_mnist.seed_of(0, each) for each in stacked_mnist.trainings()}) == 16
+    assert stacked_mnist.seed_of(0, Training("meg", 0)) != stacked_mnist.seed_of(
+        1, Training("meg", 0)
+    )
 
 
 def test_a_narrow_training_has_a_narrow_discriminator_only():
@@ -457,6 +512,7 @@ def test_what_is_stored_is_what_was_scored(tiny, tmp_path, monkeypatch, capsys):
     assert stored.tensors["non_saturating-0/kl"].shape == (2, 1)
     assert stored.card["keys"].keys() == stored.card["metrics"]["trainings"].keys()
     assert stored.card["keys"]["meg-0"] == pair.card["key"]
+    assert stored.card["metrics"]["trainings"]["meg-0"]["steps"] == 6
     assert not list((tmp_path / "state").rglob("*.pt")), "parts of finished trainings are removed"
 
 
@@ -478,6 +534,11 @@ def test_a_later_start_adds_to_the_checkpoint(tiny, tmp_path, monkeypatch, capsy
     assert "meg-0: kept\nmeg-1: kept\n" in capsys.readouterr().out.replace(
         "non_saturating-0: kept\n", ""
     )
+    card = json.loads((out / "stacked_mnist_meg.json").read_text())
+    (out / "stacked_mnist_meg.json").write_text(json.dumps({**card, "key": "another"}))
+    with pytest.raises(ZeroDivisionError):
+        stacked_mnist.main([*tiny, "--only", "meg-0"])
+    (out / "stacked_mnist_meg.json").write_text(json.dumps(card))
     (out / "stacked_mnist_meg.safetensors").write_bytes(b"")
     with pytest.raises(ZeroDivisionError):
         stacked_mnist.main([*tiny, "--only", "meg-0"])

@@ -35,8 +35,8 @@ class Reads(nn.Module):
 @pytest.fixture
 def small(monkeypatch):
     """Few and tiny digits, and few steps."""
-    digits = torch.rand(60, 1, 1, 1, generator=rng(1)).expand(-1, 1, 28, 28) * 2 - 1
-    images = Images(digits.contiguous(), torch.zeros(60, dtype=torch.long))
+    digits = torch.rand(90, 1, 1, 1, generator=rng(1)).expand(-1, 1, 28, 28) - 1
+    images = Images(digits.contiguous(), torch.zeros(90, dtype=torch.long))
     monkeypatch.setattr(stacked_refined, "mnist", lambda split: images)
     sizes = {"N_REFIT": 50, "N_STACKS": 600, "N_HELD_OUT": 100, "PART": 100, "N_SAMPLES": 300}
     for name, value in {**sizes, "N_CHOICE": 100, "HIDDEN": (16,)}.items():
@@ -54,11 +54,9 @@ def test_the_refit_learns_what_tells_stacks_from_draws(small):
     gan = Gan(Levels(), None, 3)
     fit = stacked_refined.refit(gan, features(), seed=0)
     assert fit["held_out_loss"] < 2 * math.log(2) - 0.05
-    judge = FeatureDiscriminator((16,), channels=3, generator=rng())
-    judge.features.load_state_dict(features())
-    judge.head.load_state_dict(fit["weights"])
+    judge = stacked_refined.judge_of(features(), fit["weights"], 0)
     with torch.no_grad():
-        real = judge(small.images[torch.randint(50, (300, 3), generator=rng(2)), 0][None])
+        real = judge(small.images[50 + torch.randint(40, (300, 3), generator=rng(2)), 0][None])
         fake = judge(gan.generator(gan.prior((1, 300), rng(3))))
     assert float(losses.gan_d_loss(real, fake)) < 2 * math.log(2) - 0.05
     # A control: draws that are the data cannot be told from them.
@@ -79,22 +77,33 @@ class Same(nn.Module):
         return self.images[rows]
 
 
-def test_features_of_stacks_lie_side_by_side():
-    network = FeatureDiscriminator((4,), 6, 2, generator=rng()).features
-    stacks = torch.rand(7, 3, 28, 28, generator=rng(1))
-    expected = torch.cat([network(stacks[:, c : c + 1]) for c in range(3)], dim=1)
-    found = stacked_refined.features_of(network, stacks).flatten(1)
-    torch.testing.assert_close(found, expected)
+def test_features_are_in_half_the_bits_and_logits_are_not():
+    judge = stacked_refined.judge_of(features(), None, 0)
+    stacks = torch.rand(1, 7, 3, 28, 28, generator=rng(1)) * 2 - 1
+    with torch.no_grad():
+        seen, exact = judge.seen(stacks), judge.features.network(stacks[0, :, :1])
+        logits = judge(stacks)
+    assert seen.dtype == logits.dtype == torch.float32
+    assert torch.equal(seen, seen.bfloat16().float())
+    assert not torch.equal(logits, logits.bfloat16().float())
+    torch.testing.assert_close(seen[0, :, :64], exact, atol=0.1, rtol=0.1)
 
 
 def judged(monkeypatch):
-    monkeypatch.setattr(stacked_refined, "fid_of", lambda stacks, judge: float(len(stacks)))
-    network = Checkpoint({"classifier": Reads().eval()}, {}, {})
-    return dict.fromkeys((stacked_refined.COUNTING, stacked_refined.SECOND), network)
+    """The two judges, and the FIDs that are asked for: judge, split, and the first grey level."""
+    asked, network = [], Checkpoint({"classifier": Reads().eval()}, {}, {})
+    judges = {stacked_refined.COUNTING: network, stacked_refined.SECOND: network._replace(card={1})}
+
+    def fid_of(stacks, judge, split="test"):
+        asked.append((judge.card, split, float(stacks[0].flatten()[0])))
+        return float(len(stacks))
+
+    monkeypatch.setattr(stacked_refined, "fid_of", fid_of)
+    return judges, asked
 
 
 def test_samples_are_counted_and_paid_for(small, monkeypatch):
-    judges = judged(monkeypatch)
+    judges, asked = judged(monkeypatch)
     generator = stack_generator(4, 5, generator=rng()).eval()
     judge = FeatureDiscriminator((16,), channels=3, generator=rng(1))
     with torch.no_grad():
@@ -104,6 +113,11 @@ def test_samples_are_counted_and_paid_for(small, monkeypatch):
         name: stacked_refined.score(gan, {"sampler": name, "settings": how}, judges, 3)
         for name, how in (("none", {}), ("mh", {"n_steps": 4}), ("ddls", {"n_steps": 2}))
     }
+    assert {judge == {1} for judge, _, _ in asked} == {True}, "the second classifier scores"
+    splits = [split for _, split, _ in asked]
+    assert splits == ["test"] * 2 + ["train"] * len(stacked_refined.STEP_SIZES) + ["test"]
+    trials = {first for _, split, first in asked if split == "train"}
+    assert asked[-1][2] not in trials, "what is scored is drawn anew"
     for made in found.values():
         assert made["classes"].shape == (300, 3) and made["classes"].dtype == torch.uint8
         assert made["fid"] == 3, "three parts of a hundred"
@@ -119,14 +133,14 @@ def test_samples_are_counted_and_paid_for(small, monkeypatch):
 
 
 def test_the_step_size_with_the_least_error_is_taken(small, monkeypatch):
-    judges, errors, sizes = judged(monkeypatch), iter([3.0, 1.0, 2.0, 9.0]), []
+    (judges, _), errors, sizes = judged(monkeypatch), iter([3.0, 1.0, 2.0, 9.0]), []
 
     def ddls(gan, n, rng, *, step_size, n_steps):
         sizes.append(step_size)
         return stacked_refined.drawn(gan, n, rng)
 
     monkeypatch.setattr(stacked_refined, "ddls", ddls)
-    monkeypatch.setattr(stacked_refined, "fid_of", lambda stacks, judge: next(errors))
+    monkeypatch.setattr(stacked_refined, "fid_of", lambda *_: next(errors))
     use = {"sampler": "ddls", "settings": {"n_steps": 2}}
     made = stacked_refined.score(Gan(Levels(), None, 3), use, judges, 3)
     assert made["chosen"] == stacked_refined.STEP_SIZES[1]

@@ -183,7 +183,11 @@ class FeatureDiscriminator(nn.Module):
         inputs = n_features * channels
         self.head = mlp(inputs, hidden, replicates=replicates, generator=generator)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def seen(self, x: Tensor) -> Tensor:
+        """What the heads see of images, (R, n, channels * n_features)."""
         check_shape(x=(x, f"R n {self.channels} 28 28"))
-        seen = self.features(x.flatten(0, 2)[:, None])
-        return self.head(seen.unflatten(0, x.shape[:3]).flatten(2))
+        found = self.features(x.flatten(0, 2)[:, None])
+        return found.unflatten(0, x.shape[:3]).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.seen(x))

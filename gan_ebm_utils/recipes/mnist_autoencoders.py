@@ -160,7 +160,7 @@ def make(name: str, seed: int, run: runs.Run) -> runs.Made:
     first = parts[0][0].items()
     own = {k.removeprefix("autoencoder."): v for k, v in first if k.startswith("auto")}
     autoencoder.load_state_dict(own)
-    for network in (generator, autoencoder):  # as they are stored
+    for network in (generator, autoencoder):  # in the precision in which one is stored
         network.half().float().eval().requires_grad_(False)
     gan = Gan(generator.to(default_device()), None, game.generator["latent_dim"])
     scores, _ = run.once(

@@ -174,7 +174,7 @@ class Task(NamedTuple):
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            # A split and a game have seeds of their own, the same for all that is compared.
+            # All that is compared has the same split.
             seed = self.given["seed"] + 100 * self.number + self.digit
             split, kinds = split_of(self.digit, seed), {"meg": train, "baselines": baselines}
             own = partial(kinds[self.kind], split, seed, self.given["settings"])
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
                 apart = runs.Run(name, settings, args, runs.Progress(), **source)
                 task = Task(kind, digit, number, given, apart if jobs > 1 else run)
                 run.keys[task.name] = runs.key_of(given)
-                run.progress.parts[task.name] = weight
+                task.run.progress.parts[task.name] = weight
                 tasks.append(task)
     made = {}
     for task, part in runs.in_processes(make, tasks, jobs):

@@ -5,8 +5,9 @@
 writes the checkpoint `stacked_mnist`: of each training its course and its last scores; and for MEG,
 MEG without its entropy term and the relativistic loss one `stacked_mnist_LOSS`, the averaged
 generator and the discriminator of the first training. Does this benchmark tell losses apart, or
-networks and lengths of training? So all losses have the same generator, discriminator and batches,
-some also a discriminator of a half and a quarter of the width, and modes are counted along the way.
+networks and lengths of training? So all losses have the same generator, but for its norm, the same
+discriminator, and batches of the same size; some also have a discriminator of a half and a quarter
+of the width, and modes are counted along the way.
 
 | loss | discriminator's penalty | its steps | Adam's betas | G's norm |
 |---|---|---|---|---|
@@ -159,8 +160,8 @@ def trainings() -> list[Training]:
 class Game:
     """A training: its networks, their optimisers and all else that an iteration changes.
 
-    `sizes` are those of a part, with `width_d` as it is here and its own `steps`; `data` draws
-    images of as many `channels`.
+    `sizes` are those of a part, with `width_d` as it is here and `width_t`, that of the statistics
+    network; `data` draws images of as many `channels`.
     """
 
     def __init__(
@@ -328,13 +329,13 @@ def modes_of(stacks: list[Tensor], classifier: nn.Module) -> tuple[float, float]
 
 
 @torch.no_grad()
-def fid_of(stacks: list[Tensor], judge: checkpoints.Checkpoint) -> float:
-    """FID of all channels as digits, against the test digits, in features of `mnist_features`."""
+def fid_of(stacks: list[Tensor], judge: checkpoints.Checkpoint, split: str = "test") -> float:
+    """FID of all channels as digits, against those of a split, in features of `mnist_features`."""
     if not all(bool(part.isfinite().all()) for part in stacks):
         return math.nan
     network = judge.networks["classifier"].features
     seen = torch.cat([network(part.reshape(-1, 1, 28, 28)) for part in stacks])
-    truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
+    truth = judge.tensors[f"{split}_mean"], judge.tensors[f"{split}_covariance"]
     return metrics.frechet_distance(*metrics.moments(seen), *truth)
 
 
@@ -575,8 +576,8 @@ class Known(NamedTuple):
     facts: dict[str, dict[str, Any]]
 
 
-def known_trainings(name: str, folder: Path | None) -> Known:
-    """What the checkpoint `name` in `folder` holds; nothing where there is none.
+def known_trainings(name: str, folder: Path | None, wanted: dict[str, str]) -> Known:
+    """What the checkpoint `name` in `folder` holds of trainings `wanted`, given with their keys.
 
     A training whose networks are stored counts only with them.
     """
@@ -586,6 +587,8 @@ def known_trainings(name: str, folder: Path | None) -> Known:
     except (ValueError, RuntimeError):  # there is none, or it is damaged
         return known
     for training, key in stored.card.get("keys", {}).items():
+        if wanted.get(training) != key:
+            continue
         loss, _, number = training.partition("-")
         if loss in KEPT and number == "0":
             try:
@@ -610,6 +613,7 @@ def add(known: Known, task: Task, run: runs.Run, name: str, out: Path | None) ->
         "kl": numbers(scores["kl"].mean(dim=1)),
         "second": numbers(scores["second"]),
         "fid": numbers(scores["fid"]),
+        "steps": points_of(task.given)[-1],
         "calls": part["made"]["calls"],
         "seconds": round(sum(part["seconds"]), 1),
         "seconds_cpu": round(part["made"]["seconds_cpu"], 1),
@@ -648,13 +652,18 @@ def write(
     checkpoints.save(name, {}, tensors, card, out)
 
 
+def _remove_part(task: Task) -> None:
+    task.run.keys = {task.training.name: runs.key_of(task.given)}
+    task.run.remove_parts()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
     what = __doc__.replace("    python", "  python")
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=what, formatter_class=form)
     parser.add_argument("--full", action="store_true", help="the full widths, for a GPU")
-    text = "only these losses or trainings, as meg or meg-0, stored for a start without it"
+    text = "only these losses or trainings, as meg or meg-0; the checkpoint has what is finished"
     parser.add_argument("--only", nargs="+", metavar="NAME", help=text)
     text = "processes, each with one thread (default: 1 on a GPU, else as many as there are cores)"
     parser.add_argument("--jobs", type=runs.at_least(1), help=text)
@@ -673,20 +682,21 @@ def main(argv: list[str] | None = None) -> None:
     jobs = args.jobs or (1 if device.type == "cuda" else joblib.cpu_count())
     name = "stacked_mnist" + "_full" * args.full
     run = runs.Run("stacked_mnist", settings_of(size), args, runs.Progress(), **source)
-    known, tasks = known_trainings(name, args.out), []
+    tasks, keys = [], {}
     for training in trainings():
         own = own_settings(training, size)
         task = Task(training, {**own, "seed": args.seed, "device": device.type, **source}, run)
         if jobs > 1:  # each process tells of its own training only
             apart = runs.Run("stacked_mnist", {}, args, runs.Progress())
             task = task._replace(run=apart)
-        if known.keys.get(training.name) == (key := runs.key_of(task.given)):
-            print(f"{training.name}: kept")
-            continue
-        for found in known:
-            found.pop(training.name, None)
-        task.run.keys[training.name] = key
+        keys[training.name] = runs.key_of(task.given)
         tasks.append(task)
+    there = known_trainings(name, args.out, keys).keys
+    for task in tasks:
+        if task.training.name in there:
+            print(f"{task.training.name}: kept")
+            _remove_part(task)
+    tasks = [task for task in tasks if task.training.name not in there]
     wanted = {*(args.only or LOSSES)}
     chosen = [task for task in tasks if wanted & {task.training.loss, task.training.name}]
     for task in chosen:
@@ -696,13 +706,14 @@ def main(argv: list[str] | None = None) -> None:
     for training in runs.in_processes(train, chosen, jobs):
         print(f"{training.name}: stored", flush=True)
     finished = [task for task in tasks if task.is_finished()]
-    for task in finished:
-        add(known, task, run, name, args.out)
     if finished:
+        # Read again: another start may have added to it in the meantime.
+        known = known_trainings(name, args.out, keys)
+        for task in finished:
+            add(known, task, run, name, args.out)
         write(run, known, name, args.out, judges)
     for task in finished:
-        task.run.keys = {task.training.name: runs.key_of(task.given)}
-        task.run.remove_parts()
+        _remove_part(task)
     if left := [task.training.name for task in tasks if task not in finished]:
         print(f"missing: {', '.join(left)}; a start without --only makes them")
 

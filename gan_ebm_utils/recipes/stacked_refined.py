@@ -9,18 +9,20 @@ latent space (`ddls`), with the FID of each and the calls of networks it took.
 
 The head sees features of a classifier that scores nothing here, the one of `mnist_gan`. It is
 fitted to features of stacks of training digits and of stored draws, so that a step costs little.
-Of several step sizes of MALA one is chosen by the FID of draws that are not scored. Networks
-compute in bfloat16 when they draw. It takes about twenty minutes of one core of a recent CPU.
+Of several step sizes of MALA one is chosen, by the FID of other draws against the training digits.
+Generators and features compute in bfloat16. It takes about twenty minutes of one core of a recent
+CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, runs
 from gan_ebm_utils.base import Calls, Gan, Refined, default_device, seeded
@@ -33,40 +35,56 @@ from gan_ebm_utils.training import fit_discriminator
 REFIT = {"n_steps": 3000, "batch_size": 256, "learning_rate": 1e-3}
 HIDDEN = (256, 256)
 # Training digits that the refit may see, stacks that it draws of them and of the generator, and how
-# many of both are held out for its card.
+# many of both, of other digits, are for its card.
 N_REFIT, N_STACKS, N_HELD_OUT = 50_000, 40_000, 5_000
 N_SAMPLES, PART = 6_000, 1_000
 SAMPLERS = {"mh": {"n_steps": 16}, "ddls": {"n_steps": 10}}
 STEP_SIZES, N_CHOICE = (0.2, 0.05, 0.01), 1_000
 
 
-@torch.no_grad()
-def features_of(network: torch.nn.Module, images: Tensor) -> Tensor:
-    """Features of stacks (n, 3, 28, 28), those of the channels side by side."""
-    parts = images.split(PART)
-    return torch.cat([network(x.flatten(0, 1)[:, None]).unflatten(0, (len(x), -1)) for x in parts])
+class InBfloat16(nn.Module):
+    """A network that computes in bfloat16 and returns single precision.
+
+    A logit and what accepts by it are computed outside: in bfloat16 they would be steps of 1 %.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.network(x).float()
+
+
+def judge_of(features: dict[str, Tensor], head: dict[str, Tensor] | None, seed: int) -> nn.Module:
+    """A discriminator of stacks with these features, and with this head if there is one."""
+    rng = seeded(seed)
+    judge = FeatureDiscriminator(HIDDEN, channels=3, generator=rng).to(rng.device)
+    judge.features.load_state_dict(features)
+    judge.features = InBfloat16(judge.features)
+    if head:
+        judge.head.load_state_dict(head)
+    return judge.eval()
 
 
 def refit(gan: Gan, features: dict[str, Tensor], seed: int) -> dict[str, Any]:
     """The weights of a head fitted to the generator of `gan`, and its loss on held-out stacks."""
-    device, rng = default_device(), seeded(seed)
-    judge = FeatureDiscriminator(HIDDEN, channels=3, generator=rng).to(device)
-    judge.features.load_state_dict(features)
-    digits = mnist("train").images[:N_REFIT, 0].to(device)
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        seen = torch.cat([judge.features(x[:, None]) for x in digits.split(PART)]).float()
-        rows = torch.randint(len(seen), (N_STACKS, 3), generator=rng, device=device)
-        draws = (gan.generator(gan.prior((1, n), rng))[0] for n in _parts(N_STACKS))
-        fake = torch.cat([features_of(judge.features, x).flatten(1) for x in draws]).float()
-    real = seen[rows].flatten(1)
-    learn, held_out = (
-        [each[part] for each in (real, fake)]
-        for part in (slice(N_HELD_OUT, None), slice(N_HELD_OUT))
-    )
-    samplers = [minibatches(each) for each in learn]
-    fit_discriminator(judge.head, *samplers, losses.gan_d_loss, generator=rng, **REFIT)
+    judge, rng = judge_of(features, None, seed), seeded(seed + 1)
+    digits = mnist("train").images.to(rng.device)
     with torch.no_grad():
-        logits = [judge.head(each[None]) for each in held_out]
+        seen = torch.cat([judge.features(x) for x in digits.split(PART)])
+        real = [
+            minibatches(each)((n, 3), rng).flatten(1)
+            for each, n in ((seen[:N_REFIT], N_STACKS), (seen[N_REFIT:], N_HELD_OUT))
+        ]
+        draws = (gan.generator(gan.prior((1, n), rng)) for n in _parts(N_STACKS + N_HELD_OUT))
+        fake = torch.cat([judge.seen(x)[0] for x in draws])
+    learn = [minibatches(each) for each in (real[0], fake[:N_STACKS])]
+    fit_discriminator(judge.head, *learn, losses.gan_d_loss, generator=rng, **REFIT)
+    judge.head.half().float()  # as it is stored
+    with torch.no_grad():
+        logits = [judge.head(each[None]) for each in (real[1], fake[N_STACKS:])]
     loss = float(losses.gan_d_loss(*logits))
     weights = {key: value.half().cpu() for key, value in judge.head.state_dict().items()}
     return {"weights": weights, "held_out_loss": loss}
@@ -84,29 +102,32 @@ def drawn(gan: Gan, n: int, rng: torch.Generator) -> Refined:
 
 
 def refined(gan: Gan, n: int, sampler: Any, seed: int) -> tuple[list[Tensor], list[float]]:
-    """n samples in parts, in single precision, and forward and backward calls for each of them."""
-    device, rng, found = default_device(), seeded(seed), []
-    with torch.autocast(device.type, torch.bfloat16):
-        for size in _parts(n):
-            found.append(sampler(gan, size, rng))
+    """n samples in parts, and forward and backward calls for each of them."""
+    rng = seeded(seed)
+    found = [sampler(gan, size, rng) for size in _parts(n)]
     calls = [sum(each.calls[i] for each in found) / n for i in (0, 1)]
-    return [each.samples.float() for each in found], calls
+    return [each.samples for each in found], calls
 
 
 def score(
     gan: Gan, how: dict[str, Any], judges: dict[str, checkpoints.Checkpoint], seed: int
 ) -> dict[str, Any]:
-    """Classes (n, 3), FID and calls of the samples of one sampler; `how` names it."""
+    """Classes (n, 3), FID and calls of the samples of one sampler; `how` names it.
+
+    A step size is chosen by an FID against the training digits, and scored against the test digits.
+    The calls of the choice are not among those of a sample.
+    """
     name, settings = how["sampler"], dict(how["settings"])
     chosen = None
     if name == "ddls":
         errors = {}
-        for i, size in enumerate(STEP_SIZES):
+        for size in STEP_SIZES:
             trial = partial(ddls, step_size=size, **settings)
-            errors[size] = fid_of(refined(gan, N_CHOICE, trial, seed + i)[0], judges[SECOND])
+            stacks = refined(gan, N_CHOICE, trial, seed)[0]
+            errors[size] = fid_of(stacks, judges[SECOND], "train")
         chosen = settings["step_size"] = min(errors, key=errors.get)
     sampler = partial({"none": drawn, "mh": mh_gan, "ddls": ddls}[name], **settings)
-    stacks, calls = refined(gan, N_SAMPLES, sampler, seed + len(STEP_SIZES))
+    stacks, calls = refined(gan, N_SAMPLES, sampler, seed + 1)
     with torch.no_grad():
         judge = judges[COUNTING].networks["classifier"]
         found = torch.cat([classes(judge, part) for part in stacks], dim=1)[0]
@@ -142,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     source |= {f"{name}_sha256": judge.card["sha256"] for name, judge in judges.items()}
     source["mnist_gan_sha256"] = seen.card["sha256"]
     name = "stacked_refined"
-    run = runs.Run(name, settings_of(), args, runs.Progress(), **source)
+    run = runs.Run(name, settings_of(), args, runs.Progress(), **source, device=device.type)
     if run.is_stored(name, args.out):
         print(f"{name}: kept")
         run.remove_parts()
@@ -152,25 +173,27 @@ def main(argv: list[str] | None = None) -> None:
     run.expect({f"{loss}-{part}": size for loss in KEPT for part, size in sizes.items()})
     features = seen.networks["discriminator_refitted"].features.state_dict()
     networks, tensors, found, seconds = {}, {}, {}, 0.0
-    for i, (loss, pair) in enumerate(pairs.items()):
-        seed = args.seed + 100 * i
-        own = partial(refit, pair.gan(), features, seed)
-        fit, took = run.once(f"{loss}-refit", own)
+
+    def once(part: str, make: Callable, *before: Any) -> Any:
+        nonlocal seconds
+        seed = int(runs.key_of({"seed": args.seed, "part": part}), 16)
+        made, took = run.once(part, partial(make, *before, seed))
         seconds += took
-        judge = FeatureDiscriminator(HIDDEN, channels=3, generator=seeded(0, "cpu"))
-        judge.features.load_state_dict(features)
-        judge.head.load_state_dict(fit["weights"])
-        gan = pair.gan()._replace(discriminator=judge.eval().to(device).requires_grad_(False))
-        how = {"in_features": 3 * judge.features.num_features, "hidden": list(HIDDEN)}
+        return made
+
+    for loss, pair in pairs.items():
+        own = pair.gan()._replace(generator=InBfloat16(pair.networks["generator"]))
+        fit = once(f"{loss}-refit", refit, own, features)
+        judge = judge_of(features, fit["weights"], 0).requires_grad_(False)
+        how = {"in_features": 3 * judge.features.network.num_features, "hidden": list(HIDDEN)}
         head = mlp(**how, generator=seeded(0, "cpu")).half().eval()
         head.load_state_dict(fit["weights"])
         networks[f"head_{loss}"] = (head, mlp, how)
+        gan = own._replace(discriminator=judge)
         found[loss] = {"held_out_loss": fit["held_out_loss"]}
-        for number, (sampler, settings) in enumerate(uses.items()):
+        for sampler, settings in uses.items():
             use = {"sampler": sampler, "settings": settings}
-            own = partial(score, gan, use, judges, seed + 10 * (number + 1))
-            made, took = run.once(f"{loss}-{sampler}", own)
-            seconds += took
+            made = once(f"{loss}-{sampler}", score, gan, use, judges)
             tensors[f"{loss}/{sampler}/classes"] = made["classes"]
             modes, kl = metrics.stacked_modes(made["classes"].long()[None])
             told = {key: made[key] for key in ("fid", "calls", "chosen")}
