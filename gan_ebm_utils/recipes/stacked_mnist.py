@@ -22,11 +22,11 @@ The rate is 2e-4 for all, and no discriminator has a norm. MEG's discriminator i
 its losses are those of a critic d = -E; its generator also raises a bound on the information
 between z and G(z), by a statistics network that learns with it (Kumar et al. 2019,
 arXiv:1901.08508). A norm is over all axes of a stack. A loss of five steps has a third of the steps
-of the others, which takes as long; the trainings whose networks are stored then go on to twice
-their length.
+of the others, which takes as long; the trainings whose networks are stored then go on to twelve
+times their length.
 
-Widths are half and batches a quarter of what `--full` has, where all losses have 20,000 steps of
-the generator. The trainings at half width take about two hours of one core of a recent CPU. They
+Widths and batches are half of what `--full` has, where all losses have 20,000 steps of the
+generator. The trainings of half size take about seven hours of one core of a recent CPU. They
 run in `--jobs` processes. Each is stored on its way, with the scores so far, and when it ends; a
 later start goes on from there. What a training depends on is its own settings, the data, the two
 classifiers and the kind of device, and the card holds a key for each: one that the checkpoint in
@@ -108,9 +108,9 @@ SIZES = {
         "width_g": 64,
         "width_d": 32,
         "latent_dim": 64,
-        "batch_size": 32,
+        "batch_size": 64,
         "steps": {"1": 3600, "5": 1200},
-        "times": 2,
+        "times": 12,
         "decay": 0.998,
     },
     "full": {
