@@ -375,7 +375,9 @@ def test_the_last_scores_are_those_of_both_generators_and_the_second_judge_sees_
                    for k, m in (("test", 0.5), ("train", -0.5)))  # fmt: skip
     judges = {
         stacked_mnist.COUNTING: checkpoints.Checkpoint({"classifier": Reads().eval()}, {}, {}),
-        stacked_mnist.SECOND: checkpoints.Checkpoint({"classifier": Whole().eval()}, test | train, {}),
+        stacked_mnist.SECOND: checkpoints.Checkpoint(
+            {"classifier": Whole().eval()}, test | train, {}
+        ),
     }
     pair = [Constant(0.1), Constant(0.5)]
     given = {"samplings": 2, "n_last": 1200}
