@@ -153,6 +153,7 @@ def test_without_the_pairs_the_recipe_says_what_is_missing(tmp_path, capsys, mon
         raise ValueError(f"unknown checkpoint {name!r}")
 
     monkeypatch.setattr(stacked_refined.checkpoints, "load", nothing)
+    monkeypatch.setattr(stacked_refined.runs, "mnist_source", dict)
     with pytest.raises(SystemExit):
         stacked_refined.main(["--out", str(tmp_path), "--state", str(tmp_path)])
     assert "unknown checkpoint 'stacked_mnist_meg'" in capsys.readouterr().err
