@@ -1075,6 +1075,24 @@ def test_the_stored_mnist_autoencoders_score_as_their_card_says(name):
         assert card["energies_of_the_first"]["generated"] > card["energies_of_the_first"]["real"]
 
 
+def test_the_generator_with_the_median_fid_is_stored(small_mnist, tmp_path, monkeypatch):
+    trained, real = [], mnist_autoencoders.train
+    monkeypatch.setitem(mnist_autoencoders.GAMES["mnist_began"].generator, "width", 4)
+    monkeypatch.setattr(
+        mnist_autoencoders, "train", lambda *a: trained.append(real(*a)) or trained[-1]
+    )
+    monkeypatch.setattr(mnist_autoencoders, "fid", lambda draw, seed: [3.0, 1.0, 2.0])
+    folders = ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state")]
+    arguments = ["--only", "mnist_began", "--steps", "1", "--replicates", "3"]
+    mnist_autoencoders.main([*arguments, *folders])
+    stored = checkpoints.load("mnist_began", folder=tmp_path / "out")
+    assert stored.card["metrics"]["kept"] == 2
+    value = stored.networks["generator"].linear.weight
+    each = [weights["generator.linear.weight"].half().float() for weights in trained]
+    same = [torch.equal(value, weight) for weight in each]
+    assert same == [False, False, True]
+
+
 def test_a_network_of_mnist_depends_on_its_seed_alone(small_mnist, tmp_path, monkeypatch):
     """Three replicates, then five: the first three are not trained again."""
     monkeypatch.setattr(mnist_gan, "N_FID", 100)
