@@ -59,7 +59,13 @@ def test_the_refit_learns_what_tells_stacks_from_draws(small):
         real = judge(small.images[50 + torch.randint(40, (300, 3), generator=rng(2)), 0][None])
         fake = judge(gan.generator(gan.prior((1, 300), rng(3))))
     assert float(losses.gan_d_loss(real, fake)) < 2 * math.log(2) - 0.05
+    # Its loss is that of digits which it has not learned from: here they look like draws.
+    small.images[50:] = 0.9
+    unlike = stacked_refined.refit(gan, features(), seed=0)
+    assert all(torch.equal(v, fit["weights"][k]) for k, v in unlike["weights"].items())
+    assert unlike["held_out_loss"] > fit["held_out_loss"] + 0.3
     # A control: draws that are the data cannot be told from them.
+    small.images[50:] = small.images[:40]
     same = Gan(Same(small.images), None, 3)
     alike = stacked_refined.refit(same, features(), seed=0)["held_out_loss"]
     assert alike > 2 * math.log(2) - 0.02
