@@ -144,6 +144,22 @@ def make_checkpoints(
         run.remove_parts()
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute with one thread, as where processes share the cores.
+
+    >>> with one_thread():
+    ...     torch.get_num_threads()
+    1
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def in_processes(function: Callable, tasks: list[Any], jobs: int) -> Iterator[Any]:
     """function(task) of each task, done in `jobs` processes; results come as they are there.
 

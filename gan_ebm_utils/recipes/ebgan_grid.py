@@ -356,6 +356,7 @@ def scores_of(
     return [{key: part[i].clone() for key, part in parts.items()} for i in range(len(played.rngs))]
 
 
+@runs.one_thread()
 def made(
     settings: list[Setting],
     training: dict[str, Any],
@@ -370,17 +371,12 @@ def made(
 
     Raises RuntimeError where the worker's data or classifier are others than the client's.
     """
-    start, threads = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        data = read(name)
-        if data.source != source:
-            line = f"a worker has {data.source}, the client {source}"
-            raise RuntimeError(f"{line}; install the same package and data on both")
-        played = play(settings, training, data.images, seed)
-        scores = scores_of(played, training, scoring, data)
-    finally:
-        torch.set_num_threads(threads)
+    start, data = time.perf_counter(), read(name)
+    if data.source != source:
+        line = f"a worker has {data.source}, the client {source}"
+        raise RuntimeError(f"{line}; install the same package and data on both")
+    played = play(settings, training, data.images, seed)
+    scores = scores_of(played, training, scoring, data)
     return scores, (time.perf_counter() - start) / len(settings)
 
 

@@ -169,23 +169,15 @@ class Task(NamedTuple):
     def name(self) -> str:
         return f"{self.kind}-{self.digit}-{self.number}"
 
-    def make(self) -> dict[str, Any]:
-        """The part, made now or by an earlier start, with one thread."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            # All that is compared has the same split.
-            seed = self.given["seed"] + 100 * self.number + self.digit
-            split, kinds = split_of(self.digit, seed), {"meg": train, "baselines": baselines}
-            own = partial(kinds[self.kind], split, seed, self.given["settings"])
-            return self.run.once(self.name, own, self.given)[0]
-        finally:
-            torch.set_num_threads(threads)
 
-
+@runs.one_thread()
 def make(task: Task) -> tuple[Task, dict[str, Any]]:
-    """A part, and the task that it belongs to."""
-    return task, task.make()
+    """A task and its part, made with one thread now or by an earlier start."""
+    # All that is compared has the same split.
+    seed = task.given["seed"] + 100 * task.number + task.digit
+    split, kinds = split_of(task.digit, seed), {"meg": train, "baselines": baselines}
+    own = partial(kinds[task.kind], split, seed, task.given["settings"])
+    return task, task.run.once(task.name, own, task.given)[0]
 
 
 def settings_of(steps: int, seeds: int) -> dict[str, Any]:

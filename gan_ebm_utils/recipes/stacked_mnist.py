@@ -435,18 +435,9 @@ class Task(NamedTuple):
         return "scores" in self.stored()["made"]
 
 
+@runs.one_thread()
 def train(task: Task) -> Training:
     """Make a training, or what is missing of it, with one thread; its part stores all of it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        _train(task)
-    finally:
-        torch.set_num_threads(threads)
-    return task.training
-
-
-def _train(task: Task) -> None:
     own, training = task.given, task.training
     rule, sizes, scoring = Rule(**own["rule"]), own["sizes"], own["scoring"]
     device = default_device()
@@ -507,6 +498,7 @@ def _train(task: Task) -> None:
         }
 
     task.run.in_steps(training.name, names, advance, own)
+    return training
 
 
 def cost(training: Training, given: dict[str, Any]) -> float:
