@@ -160,17 +160,23 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _alone(function: Callable, task: Any) -> Any:
+    with one_thread():
+        return function(task)
+
+
 def in_processes(function: Callable, tasks: list[Any], jobs: int) -> Iterator[Any]:
     """function(task) of each task, done in `jobs` processes; results come as they are there.
 
-    With one job it is done in this process. Ends the program with a message if one is killed.
+    Each process computes with one thread. With one job it is done in this process. Ends the program
+    with a message if one is killed.
 
     >>> sorted(in_processes(abs, [-1, -2], jobs=1))
     [1, 2]
     """
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
     try:
-        yield from parallel(joblib.delayed(function)(task) for task in tasks)
+        yield from parallel(joblib.delayed(_alone)(function, task) for task in tasks)
     except joblib.externals.loky.process_executor.TerminatedWorkerError as error:
         line = "a process was killed, perhaps for its memory; start again, what is stored is kept"
         raise SystemExit(f"{line}: {error}") from error

@@ -514,6 +514,7 @@ NO_TENSORS = {
     "checkpoints.available",
     "runs.parse",
     "runs.at_least",
+    "runs.one_thread",
     "runs.in_processes",
     "runs.key_of",
     "runs.Progress",

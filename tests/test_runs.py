@@ -8,6 +8,7 @@ import os
 import pickle
 from pathlib import Path
 
+import cloudpickle
 import numpy
 import pytest
 import torch
@@ -295,3 +296,32 @@ def test_what_could_not_be_read_again_is_not_stored(tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         runs.store({"score": numpy.float64(1.0)}, file)
     assert not list(tmp_path.iterdir())
+
+
+def test_each_process_computes_with_one_thread_and_then_with_as_many_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = runs.in_processes(lambda _: torch.get_num_threads(), [0], jobs=1)
+        assert list(found) == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "work"),
+    [("ebgan_grid", "work"), ("mnist_meg_anomaly", "make"), ("stacked_mnist", "train")],
+)
+def test_a_recipe_that_is_started_can_send_its_work_to_other_processes(recipe, work):
+    # Started as `python -m`, its functions are sent by what they hold, not by their names.
+    module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        sent = cloudpickle.loads(cloudpickle.dumps(getattr(module, work)))
+        guarded = runs.one_thread()(getattr(module, work))  # holds a generator
+        with pytest.raises(TypeError, match="generator"):
+            cloudpickle.dumps(guarded)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    assert sent.__code__.co_name == work

@@ -356,7 +356,6 @@ def scores_of(
     return [{key: part[i].clone() for key, part in parts.items()} for i in range(len(played.rngs))]
 
 
-@runs.one_thread()
 def made(
     settings: list[Setting],
     training: dict[str, Any],
@@ -375,8 +374,9 @@ def made(
     if data.source != source:
         line = f"a worker has {data.source}, the client {source}"
         raise RuntimeError(f"{line}; install the same package and data on both")
-    played = play(settings, training, data.images, seed)
-    scores = scores_of(played, training, scoring, data)
+    with runs.one_thread():
+        played = play(settings, training, data.images, seed)
+        scores = scores_of(played, training, scoring, data)
     return scores, (time.perf_counter() - start) / len(settings)
 
 

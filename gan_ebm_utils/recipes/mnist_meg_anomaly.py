@@ -170,9 +170,8 @@ class Task(NamedTuple):
         return f"{self.kind}-{self.digit}-{self.number}"
 
 
-@runs.one_thread()
 def make(task: Task) -> tuple[Task, dict[str, Any]]:
-    """A task and its part, made with one thread now or by an earlier start."""
+    """A task and its part, made now or by an earlier start."""
     # All that is compared has the same split.
     seed = task.given["seed"] + 100 * task.number + task.digit
     split, kinds = split_of(task.digit, seed), {"meg": train, "baselines": baselines}

@@ -435,9 +435,8 @@ class Task(NamedTuple):
         return "scores" in self.stored()["made"]
 
 
-@runs.one_thread()
 def train(task: Task) -> Training:
-    """Make a training, or what is missing of it, with one thread; its part stores all of it."""
+    """Make a training, or what is missing of it; its part stores all of it."""
     own, training = task.given, task.training
     rule, sizes, scoring = Rule(**own["rule"]), own["sizes"], own["scoring"]
     device = default_device()
