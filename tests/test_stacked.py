@@ -466,6 +466,11 @@ def test_modes_are_counted_as_often_beyond_the_usual_length_as_in_it():
     assert stacked_mnist.cost(Training("meg", 0), given) == times * stacked_mnist.cost(
         Training("meg", 1), usual
     )
+    stages = stacked_mnist.stages_of(Training("meg", 0), given)
+    whole = stacked_mnist.cost(Training("meg", 0), given)
+    assert len(stages) == len(points) + 1 and stages["meg-0"] < 0.1 * whole
+    assert stages[f"meg-0 at {points[0]}"] == pytest.approx(whole * points[0] / points[-1])
+    assert sum(stages.values()) - stages["meg-0"] == pytest.approx(whole)
     full = stacked_mnist.own_settings(Training("meg", 0), "full")
     assert stacked_mnist.points_of(full)[-1] == 20_000 and len(stacked_mnist.points_of(full)) == n
 

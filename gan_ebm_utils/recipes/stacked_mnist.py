@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import time
@@ -409,11 +410,6 @@ def points_of(given: dict[str, Any]) -> list[int]:
     return usual + [steps + rest * (i + 1) // n for i in range(n) if rest]
 
 
-def stages_of(training: Training, given: dict[str, Any]) -> list[str]:
-    """The names of the steps of a part: where the modes are counted, and the end."""
-    return [*(f"{training.name} at {point}" for point in points_of(given)), training.name]
-
-
 def seed_of(seed: int, training: Training) -> int:
     """A seed of its own for each training."""
     return int(runs.key_of({"seed": seed, "training": training.name}), 16)
@@ -443,7 +439,7 @@ def train(task: Task) -> Training:
     judges = {name: checkpoints.load(name, device) for name in JUDGES}
     counting = judges[COUNTING].networks["classifier"]
     data = stacked_digits(mnist("train").images.to(device))
-    names, points = stages_of(training, own), points_of(own)
+    names, points = [*stages_of(training, own)], points_of(own)
     # Drawn apart from the training's: the course does not depend on how often it is looked at.
     seed = seed_of(own["seed"], training)
 
@@ -506,6 +502,15 @@ def cost(training: Training, given: dict[str, Any]) -> float:
     penalties = sum(2 if where == "fake" else 1 for where in rule.penalised)
     each = rule.d_steps * (2 + penalties) / training.narrow + 3 + bool(rule.entropy)
     return given["sizes"]["steps"] * given["sizes"]["times"] * each
+
+
+def stages_of(training: Training, given: dict[str, Any]) -> dict[str, float]:
+    """The steps of a part, with how long each takes: up to each count of modes, and the end."""
+    whole, points = cost(training, given), points_of(given)
+    shares = [(end - start) / points[-1] for start, end in itertools.pairwise([0, *points])]
+    names = [f"{training.name} at {point}" for point in points]
+    costs = {name: whole * share for name, share in zip(names, shares, strict=True)}
+    return costs | {training.name: 0.03 * whole}  # the scores of the last draws
 
 
 # ---- the checkpoints
@@ -692,8 +697,8 @@ def main(argv: list[str] | None = None) -> None:
     chosen = [task for task in tasks if wanted & {task.training.loss, task.training.name}]
     for task in chosen:
         stages, there = stages_of(*task[:2]), len(task.stored()["seconds"])
-        each = cost(*task[:2]) / len(stages)
-        task.run.progress.parts |= {stage: each * (i >= there) for i, stage in enumerate(stages)}
+        left = {stage: 0 for stage in [*stages][:there]}
+        task.run.progress.parts |= stages | left
     for training in runs.in_processes(train, chosen, jobs):
         print(f"{training.name}: stored", flush=True)
     finished = [task for task in tasks if task.is_finished()]
