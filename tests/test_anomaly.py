@@ -102,7 +102,8 @@ def test_an_energy_is_scored_as_it_is(images):
     assert part["course"][:, 0].tolist() == [2, 4] and part["course"].isfinite().all()
     # The last row by hand, and the mean of both.
     data = mnist_meg_anomaly.minibatches(split.normal)
-    game = mnist_meg_anomaly.Game(mnist_meg_anomaly.RULE, GIVEN["sizes"], data, seed, channels=1)
+    sizes = GIVEN["sizes"]
+    game = mnist_meg_anomaly.Game(mnist_meg_anomaly.RULE, sizes, data, math.inf, seed, 1)
     mnist_meg_anomaly.repeat(game, 2)
     before = energies(game, split.test)[0]
     mnist_meg_anomaly.repeat(game, 2)

@@ -38,8 +38,8 @@ def pictures(n=20):
     return 2 * torch.rand(n, 1, 28, 28, generator=rng(3)) - 1
 
 
-def game(loss="meg", seed=0, **changes):
-    return Game(LOSSES[loss], {**SIZES, **changes}, stacked_digits(pictures()), seed)
+def game(loss="meg", seed=0, n_steps=1000, **changes):
+    return Game(LOSSES[loss], {**SIZES, **changes}, stacked_digits(pictures()), n_steps, seed)
 
 
 # ---- stacks, modes and floors
@@ -263,6 +263,27 @@ def test_the_entropy_term_is_raised(monkeypatch):
     assert play.information > -2 * math.log(2) - 0.01
 
 
+def test_the_rate_falls_to_0_also_where_a_training_goes_on():
+    def rates(play):
+        return [float(adam.param_groups[0]["lr"]) for adam in play.optimizers.values()]
+
+    play, found = game("non_saturating", n_steps=4), []
+    for _ in range(2):
+        play.iterate()
+        found += rates(play)
+    later = game("non_saturating", n_steps=4)
+    later.load(play.state())
+    for _ in range(2):
+        later.iterate()
+        found += rates(later)
+    assert found == pytest.approx(
+        [2e-4 * share for share in (1, 1, 0.75, 0.75, 0.5, 0.5, 0.25, 0.25)]
+    )
+    before = weights(later)[0]
+    later.iterate()  # one more than there are
+    assert torch.equal(weights(later)[0], before)
+
+
 def test_the_averaged_generator_forgets_its_start():
     play, seen = game("non_saturating", decay=0.7), []
     start = weights(play)[0]
@@ -278,9 +299,11 @@ def test_the_averaged_generator_forgets_its_start():
 
 
 def test_weights_are_drawn_with_he_s_variance():
-    network = stack_generator(32, 16, norm=False, generator=rng())
+    network = stack_generator(32, 16, generator=rng())
     h = randn(200, 16, generator=rng(1))
     for layer in network.network:
+        if isinstance(layer, nn.BatchNorm2d):
+            continue  # without it the variance is that of the weights
         was, h = h, layer(h)
         if isinstance(layer, nn.ConvTranspose2d):
             inner = h[..., 2:-2, 2:-2].square().mean()
@@ -401,8 +424,9 @@ def key(training):
 
 def test_a_training_depends_on_its_own_settings_only(monkeypatch):
     names = [training.name for training in stacked_mnist.trainings()]
-    assert len(set(names)) == len(names) == 16
-    assert names[:3] == ["meg-0", "meg_no_entropy-0", "relativistic_r1_r2-0"]
+    assert len(set(names)) == len(names) == 19
+    assert names[:3] == ["meg-long", "meg_no_entropy-long", "relativistic_r1_r2-long"]
+    assert names[3:5] == ["meg-0", "meg_no_entropy-0"] and names[-1] == "meg-0-narrow4"
     before = {training: key(training) for training in stacked_mnist.trainings()}
     assert len(set(before.values())) == len(before)
     monkeypatch.setitem(LOSSES, "wgan_gp", LOSSES["wgan_gp"]._replace(weight=1.0))
@@ -416,7 +440,7 @@ def test_a_training_depends_on_its_own_settings_only(monkeypatch):
 
 
 def test_each_training_has_a_seed_of_its_own():
-    assert len({stacked_mnist.seed_of(0, each) for each in stacked_mnist.trainings()}) == 16
+    assert len({stacked_mnist.seed_of(0, each) for each in stacked_mnist.trainings()}) == 19
     assert stacked_mnist.seed_of(0, Training("meg", 0)) != stacked_mnist.seed_of(
         1, Training("meg", 0)
     )
@@ -454,25 +478,23 @@ def test_bad_options_are_refused(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_modes_are_counted_as_often_beyond_the_usual_length_as_in_it():
-    given = stacked_mnist.own_settings(Training("meg", 0), "half")
+def test_a_long_training_has_more_steps_and_as_many_looks():
+    long, usual = Training("meg", is_long=True), Training("meg", 1)
+    given, short = (stacked_mnist.own_settings(each, "half") for each in (long, usual))
     steps, times = given["sizes"]["steps"], given["sizes"]["times"]
     n, points = given["scoring"]["n_points"], stacked_mnist.points_of(given)
-    assert len(points) == 2 * n and points == sorted(set(points))
-    assert points[n - 1] == steps and points[-1] == times * steps
-    usual = stacked_mnist.own_settings(Training("meg", 1), "half")
-    assert stacked_mnist.points_of(usual) == points[:n]
-    assert given["scoring"]["samplings"] == 3 and usual["scoring"]["samplings"] == 1
-    assert stacked_mnist.cost(Training("meg", 0), given) == times * stacked_mnist.cost(
-        Training("meg", 1), usual
-    )
-    stages = stacked_mnist.stages_of(Training("meg", 0), given)
-    whole = stacked_mnist.cost(Training("meg", 0), given)
-    assert len(stages) == len(points) + 1 and stages["meg-0"] < 0.1 * whole
-    assert stages[f"meg-0 at {points[0]}"] == pytest.approx(whole * points[0] / points[-1])
-    assert sum(stages.values()) - stages["meg-0"] == pytest.approx(whole)
-    full = stacked_mnist.own_settings(Training("meg", 0), "full")
-    assert stacked_mnist.points_of(full)[-1] == 20_000 and len(stacked_mnist.points_of(full)) == n
+    assert len(points) == n and points == sorted(set(points))
+    assert points[-1] == times * steps and times > 1
+    assert stacked_mnist.points_of(short)[-1] == steps == short["sizes"]["steps"]
+    assert given["scoring"]["samplings"] == 3 and short["scoring"]["samplings"] == 1
+    whole = stacked_mnist.cost(long, given)
+    assert whole == times * stacked_mnist.cost(usual, short)
+    stages = stacked_mnist.stages_of(long, given)
+    assert len(stages) == len(points) + 1 and stages["meg-long"] < 0.1 * whole
+    assert stages[f"meg-long at {points[0]}"] == pytest.approx(whole * points[0] / points[-1])
+    assert sum(stages.values()) - stages["meg-long"] == pytest.approx(whole)
+    full = stacked_mnist.own_settings(long, "full")
+    assert stacked_mnist.points_of(full)[-1] == 20_000
 
 
 @pytest.fixture
@@ -502,8 +524,8 @@ def test_what_is_stored_is_what_was_scored(tiny, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(stacked_mnist, "last_scores", noted)
     monkeypatch.setattr(stacked_mnist, "add", seen)
-    stacked_mnist.main([*tiny, "--only", "meg-0", "non_saturating"])
-    assert "missing: meg_no_entropy-0," in capsys.readouterr().out
+    stacked_mnist.main([*tiny, "--only", "meg-long", "non_saturating"])
+    assert "missing: meg_no_entropy-long," in capsys.readouterr().out
     last, averaged = scored[0]
     pair = checkpoints.load("stacked_mnist_meg", folder=tmp_path / "out")
     for key, value in averaged.state_dict().items():
@@ -512,43 +534,43 @@ def test_what_is_stored_is_what_was_scored(tiny, tmp_path, monkeypatch, capsys):
     assert made["non_saturating-0"]["weights"] == {}
     # 5 steps of d: x, y, x with a gradient; one of G: y. d forward 5 * 3 + 1, G forward 5 + 1, and
     # backward d twice at x, for its penalty, once each at x and y, and once for G, as G itself.
-    assert made["meg-0"]["calls"][0] == 6 * (5 * 3 + 1 + 5 + 1)
+    assert made["meg-long"]["calls"][0] == 6 * (5 * 3 + 1 + 5 + 1)
     stored = checkpoints.load("stacked_mnist", folder=tmp_path / "out")
-    assert stored.tensors["meg-0/course"][:, 0].tolist() == [1, 2, 4, 6]
-    assert stored.tensors["meg-0/modes"].shape == stored.tensors["meg-0/kl"].shape == (2, 2)
+    assert stored.tensors["meg-long/course"][:, 0].tolist() == [3, 6]
+    assert stored.tensors["meg-long/modes"].shape == stored.tensors["meg-long/kl"].shape == (2, 2)
     assert stored.tensors["non_saturating-0/kl"].shape == (2, 1)
     assert stored.card["keys"].keys() == stored.card["metrics"]["trainings"].keys()
-    assert stored.card["keys"]["meg-0"] == pair.card["key"]
-    assert stored.card["metrics"]["trainings"]["meg-0"]["steps"] == 6
+    assert stored.card["keys"]["meg-long"] == pair.card["key"]
+    assert stored.card["metrics"]["trainings"]["meg-long"]["steps"] == 6
     assert not list((tmp_path / "state").rglob("*.pt")), "parts of finished trainings are removed"
 
 
 def test_a_later_start_adds_to_the_checkpoint(tiny, tmp_path, monkeypatch, capsys):
     out, other = tmp_path / "out", tmp_path / "other"
-    stacked_mnist.main([*tiny, "--only", "meg-0"])
+    stacked_mnist.main([*tiny, "--only", "meg-long"])
     stacked_mnist.main([*tiny, "--only", "meg-1", "non_saturating"])
     both = checkpoints.load("stacked_mnist", folder=out)
-    assert sorted(both.card["keys"]) == ["meg-0", "meg-1", "non_saturating-0"]
+    assert sorted(both.card["keys"]) == ["meg-1", "meg-long", "non_saturating-0"]
     # As if they had been made at once.
     at_once = [*tiny[:2], "--out", str(other), "--jobs", "1"]
-    stacked_mnist.main([*at_once, "--only", "meg-0", "meg-1", "non_saturating"])
+    stacked_mnist.main([*at_once, "--only", "meg-long", "meg-1", "non_saturating"])
     whole = checkpoints.load("stacked_mnist", folder=other).tensors
     assert all(torch.equal(v.nan_to_num(), whole[k].nan_to_num()) for k, v in both.tensors.items())
     # What is there is not made again, unless what it depends on has changed or its pair is gone.
     monkeypatch.setattr(Game, "iterate", lambda self: 1 / 0)
     capsys.readouterr()
-    stacked_mnist.main([*tiny, "--only", "meg-0", "meg-1"])
-    assert "meg-0: kept\nmeg-1: kept\n" in capsys.readouterr().out.replace(
+    stacked_mnist.main([*tiny, "--only", "meg-long", "meg-1"])
+    assert "meg-long: kept\nmeg-1: kept\n" in capsys.readouterr().out.replace(
         "non_saturating-0: kept\n", ""
     )
     card = json.loads((out / "stacked_mnist_meg.json").read_text())
     (out / "stacked_mnist_meg.json").write_text(json.dumps({**card, "key": "another"}))
     with pytest.raises(ZeroDivisionError):
-        stacked_mnist.main([*tiny, "--only", "meg-0"])
+        stacked_mnist.main([*tiny, "--only", "meg-long"])
     (out / "stacked_mnist_meg.json").write_text(json.dumps(card))
     (out / "stacked_mnist_meg.safetensors").write_bytes(b"")
     with pytest.raises(ZeroDivisionError):
-        stacked_mnist.main([*tiny, "--only", "meg-0"])
+        stacked_mnist.main([*tiny, "--only", "meg-long"])
     monkeypatch.setitem(LOSSES, "non_saturating", LOSSES["non_saturating"]._replace(weight=1.0))
     with pytest.raises(ZeroDivisionError):
         stacked_mnist.main([*tiny, "--only", "non_saturating"])

@@ -37,7 +37,6 @@ def _trunk(width: int, channels: int) -> list[nn.Module]:
 def stack_generator(
     width: int,
     latent_dim: int,
-    norm: bool = True,
     channels: int = 3,
     *,
     generator: torch.Generator,
@@ -45,7 +44,7 @@ def stack_generator(
     """A generator of stacks, (1, n, latent_dim) to (1, n, channels, 28, 28) in (-1, 1).
 
     A linear layer gives 2 * width channels of 7 x 7, two transposed convolutions double the size
-    and halve the channels, and a last one mixes them; with `norm` each but the last ends in batch
+    and halve the channels, and a last one mixes them; each but the last ends in batch
     normalisation.
 
     >>> g = torch.Generator().manual_seed(0)
@@ -55,7 +54,7 @@ def stack_generator(
     check_count(width=width, latent_dim=latent_dim, channels=channels)
 
     def end(n: int) -> list[nn.Module]:
-        return [*([nn.BatchNorm2d(n)] if norm else []), nn.LeakyReLU(0.2)]
+        return [nn.BatchNorm2d(n), nn.LeakyReLU(0.2)]
 
     with torch.device("meta"):
         layers = [nn.Linear(latent_dim, 98 * width), nn.Unflatten(1, (2 * width, 7, 7))]

@@ -25,6 +25,7 @@ one that was finished.
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -114,7 +115,8 @@ def train(split: Split, seed: int, given: dict[str, Any]) -> dict[str, Any]:
     """Scores of one MEG along its course, (points, COURSE), and areas of its mean energy, (2,)."""
     rule, sizes, steps = Rule(**given["rule"]), given["sizes"], given["steps"]
     data = minibatches(split.normal.to(default_device()))
-    game, course, total = Game(rule, sizes, data, seed, channels=1), [], 0
+    # For ever: the rate stays, so that the energies along the course are of one kind.
+    game, course, total = Game(rule, sizes, data, math.inf, seed, channels=1), [], 0
     ink = split.test.mean(dim=(1, 2, 3))
     for i in range(given["n_points"]):
         until = steps * (i + 1) // given["n_points"]
