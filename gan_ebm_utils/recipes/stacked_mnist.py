@@ -109,7 +109,7 @@ SIZES = {
         "latent_dim": 64,
         "batch_size": 64,
         "steps": {"1": 3600, "5": 1200},
-        "times": 8,
+        "times": 12,
         "decay": 0.998,
     },
     "full": {
