@@ -274,6 +274,7 @@ def test_the_rate_falls_to_0_also_where_a_training_goes_on():
         found += rates(play)
     later = game("non_saturating", n_steps=4)
     later.load(play.state())
+    assert all(adam.param_groups[0]["lr"] is later.rate for adam in later.optimizers.values())
     for _ in range(2):
         later.iterate()
         found += rates(later)

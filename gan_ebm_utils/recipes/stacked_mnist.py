@@ -194,8 +194,10 @@ class Game:
             self.networks["statistics"] = self.statistics
             players["generator"] += self.statistics.parameters()
         settings = {"betas": rule.betas, "fused": True, "capturable": device.type == "cuda"}
+        # A tensor on the device, so that a captured iteration has a rate that falls.
+        self.rate = torch.tensor(LEARNING_RATE, device=device)
         self.optimizers = {
-            name: torch.optim.Adam(weights, torch.tensor(LEARNING_RATE, device=device), **settings)
+            name: torch.optim.Adam(weights, self.rate, **settings)
             for name, weights in players.items()
         }
         self.step = torch.zeros((), device=device)
@@ -205,9 +207,7 @@ class Game:
         """One step of the generator after its discriminator's, all on the device."""
         gan, rule, size = self.gan, self.rule, (1, self.sizes["batch_size"])
         d_loss, g_loss = getattr(losses, rule.d_loss), getattr(losses, rule.g_loss)
-        for optimizer in self.optimizers.values():
-            # A tensor, so that a captured iteration has a rate that falls.
-            optimizer.param_groups[0]["lr"].copy_(LEARNING_RATE * (1 - self.step / self.n_steps))
+        self.rate.copy_(LEARNING_RATE * (1 - self.step / self.n_steps))
         for _ in range(rule.d_steps):
             x = self.data(size, self.rng)
             with self._autocast():
@@ -277,6 +277,9 @@ class Game:
         """Go on from a `state`."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        for optimizer in self.optimizers.values():
+            # What was loaded is another tensor, on the CPU.
+            optimizer.param_groups[0]["lr"] = self.rate
         self.rng.set_state(state["rng"])
         self.step.copy_(state["step"])
         self.information.copy_(state["information"])
