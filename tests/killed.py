@@ -109,7 +109,8 @@ def make_tiny(recipe):
         module.N_SAMPLES, module.N_DISTANCE, module.N_CELLS = 50, 20, 160
     if recipe == "stacked_mnist":
         sizes = {"width_g": 4, "width_d": 4, "latent_dim": 4, "batch_size": 8, "decay": 0.5}
-        module.SIZES["half"] |= {**sizes, "steps": {"1": 4, "5": 2}, "times": 2}
+        long = {"steps": {"1": 8, "5": 4}}
+        module.SIZES["half"] |= {**sizes, "steps": {"1": 4, "5": 2}, "long": long}
         module.SCORING |= {"n_points": 2, "n_course": 50, "n_last": 60, "samplings": 2}
         module.SEEDS, module.NARROW = {"meg": 2}, {"relativistic_r1_r2": [2]}
         for loss in ("wgan_gp", "non_saturating"):

@@ -25,7 +25,6 @@ SIZES = {
     "latent_dim": 5,
     "batch_size": 6,
     "steps": 4,
-    "times": 1,
     "decay": 0.9,
 }
 
@@ -480,29 +479,47 @@ def test_bad_options_are_refused(tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_a_long_training_has_more_steps_and_as_many_looks():
+@pytest.mark.parametrize("size", ["half", "full"])
+def test_a_long_training_has_more_steps_and_as_many_looks(size):
     long, usual = Training("meg", is_long=True), Training("meg", 1)
-    given, short = (stacked_mnist.own_settings(each, "half") for each in (long, usual))
-    steps, times = given["sizes"]["steps"], given["sizes"]["times"]
-    n, points = given["scoring"]["n_points"], stacked_mnist.points_of(given)
-    assert len(points) == n and points == sorted(set(points))
-    assert points[-1] == times * steps and times > 1
-    assert stacked_mnist.points_of(short)[-1] == steps == short["sizes"]["steps"]
+    given, short = (stacked_mnist.own_settings(each, size) for each in (long, usual))
+    full = stacked_mnist.own_settings(usual, "full")["sizes"]
+    assert all(given["sizes"][key] == full[key] for key in ("width_g", "width_d", "width_t"))
+    assert given["sizes"]["batch_size"] == short["sizes"]["batch_size"]
+    steps, n = given["sizes"]["steps"], given["scoring"]["n_points"]
+    for each in (given, short):
+        points = stacked_mnist.points_of(each)
+        assert len(points) == n and points == sorted(set(points))
+        assert points[-1] == each["sizes"]["steps"]
+    assert steps > short["sizes"]["steps"]
     assert given["scoring"]["samplings"] == 3 and short["scoring"]["samplings"] == 1
-    whole = stacked_mnist.cost(long, given)
-    assert whole == times * stacked_mnist.cost(usual, short)
-    stages = stacked_mnist.stages_of(long, given)
+    # Twice the width has four times the weights.
+    whole, times = stacked_mnist.cost(long, given), steps / short["sizes"]["steps"]
+    times *= 4 if size == "half" else 1
+    assert whole == pytest.approx(times * stacked_mnist.cost(usual, short))
+    stages, points = stacked_mnist.stages_of(long, given), stacked_mnist.points_of(given)
     assert len(stages) == len(points) + 1 and stages["meg-long"] < 0.1 * whole
     assert stages[f"meg-long at {points[0]}"] == pytest.approx(whole * points[0] / points[-1])
     assert sum(stages.values()) - stages["meg-long"] == pytest.approx(whole)
-    full = stacked_mnist.own_settings(long, "full")
-    assert stacked_mnist.points_of(full)[-1] == 20_000
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_networks_compute_in_bfloat16_where_it_is_fast(able, monkeypatch):
+    found = {"amx_bf16": able}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    with stacked_mnist.autocast(torch.device("cpu")):
+        y = stack_discriminator(2, generator=rng())(pictures(3).expand(-1, 3, -1, -1)[None])
+    assert y.dtype == stacked_mnist.precision(torch.device("cpu"))
+    assert y.dtype == (torch.bfloat16 if able else torch.float32)
+    assert stacked_mnist.precision(torch.device("cuda")) == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in an older PyTorch
+    assert stacked_mnist.precision(torch.device("cpu")) == torch.float32
 
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """The recipe at tiny sizes, and the folders of its start."""
-    sizes = {**SIZES, "steps": {"1": 4, "5": 2}, "times": 3}
+    sizes = {**SIZES, "steps": {"1": 4, "5": 2}, "long": {"steps": {"1": 12, "5": 6}}}
     monkeypatch.setitem(stacked_mnist.SIZES, "half", sizes)
     small = {"n_points": 2, "n_course": 30, "n_last": 40, "samplings": 2}
     monkeypatch.setattr(stacked_mnist, "SCORING", small)

@@ -83,7 +83,9 @@ class Same(nn.Module):
         return self.images[rows]
 
 
-def test_features_are_in_half_the_bits_and_logits_are_not():
+def test_features_are_in_half_the_bits_and_logits_are_not(monkeypatch):
+    able = {"amx_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     judge = stacked_refined.judge_of(features(), None, 0)
     stacks = torch.rand(1, 7, 3, 28, 28, generator=rng(1)) * 2 - 1
     with torch.no_grad():

@@ -22,16 +22,16 @@ The learning rate begins at 2e-4 and falls linearly to 0. MEG's discriminator is
 its losses are those of a critic d = -E; its generator also raises a bound on the information
 between z and G(z), by a statistics network that learns with it (Kumar et al. 2019,
 arXiv:1901.08508). A norm is over all axes of a stack. A loss of five steps has a third of the steps
-of the others, which takes as long. The longer trainings have `times` as many.
+of the others, which takes as long.
 
 Widths and batches are half of what `--full` has, where all losses have 10,000 steps of the
-generator and the longer ones 20,000. The trainings of half size take about six hours of one core of
-a recent CPU. They run in `--jobs` processes. Each is stored on its way, with the scores so far, and
-when it ends; a later start goes on from there. What a training depends on is its own settings, the
-data, the two classifiers and the kind of device, and the card holds a key for each: one that the
-checkpoint in `--out` holds under its key is taken from there, so that `--only` can spread the
-trainings over many starts. On a GPU, which GAN_EBM_DEVICE can choose, a whole iteration is captured
-as one CUDA graph.
+generator and the longer ones 20,000; the longer ones have full widths in any case. Networks compute
+in bfloat16 where the device is fast in it, else in float32. The trainings run in `--jobs`
+processes. Each is stored on its way, with the scores so far, and when it ends; a later start goes
+on from there. What a training depends on is its own settings, the data, the two classifiers and the
+kind of device, and the card holds a key for each: one that the checkpoint in `--out` holds under
+its key is taken from there, so that `--only` can spread the trainings over many starts. On a GPU,
+which GAN_EBM_DEVICE can choose, a whole iteration is captured as one CUDA graph.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ LOSSES = {
     "non_saturating": Rule("gan_d_loss", "non_saturating_g_loss"),
     "wgan_gp": Rule("wasserstein_d_loss", "wasserstein_g_loss", 5, ("between",), 10.0),
 }
-# `steps` are the generator's, by the discriminator's steps for each of them; a long training has
-# `times` as many.
+# `steps` are the generator's, by the discriminator's steps for each of them; `long` is what is
+# different for a long training.
 SIZES = {
     "half": {
         "width_g": 64,
@@ -109,8 +109,13 @@ SIZES = {
         "latent_dim": 64,
         "batch_size": 64,
         "steps": {"1": 3600, "5": 1200},
-        "times": 12,
         "decay": 0.998,
+        "long": {
+            "width_g": 128,
+            "width_d": 64,
+            "latent_dim": 128,
+            "steps": {"1": 4500, "5": 1500},
+        },
     },
     "full": {
         "width_g": 128,
@@ -118,8 +123,8 @@ SIZES = {
         "latent_dim": 128,
         "batch_size": 128,
         "steps": {"1": 10_000, "5": 10_000},
-        "times": 2,
         "decay": 0.999,
+        "long": {"steps": {"1": 20_000, "5": 20_000}},
     },
 }
 LEARNING_RATE = 2e-4
@@ -236,7 +241,7 @@ class Game:
 
     def _autocast(self) -> torch.autocast:
         # Without its cache: within one context that would keep weights which have changed.
-        return torch.autocast(self.rng.device.type, torch.bfloat16, cache_enabled=False)
+        return autocast(self.rng.device, cache_enabled=False)
 
     def _penalty(self, where: str, x: Tensor, y: Tensor) -> Tensor:
         if where == "between":
@@ -289,6 +294,18 @@ class Game:
         return {**self.networks, **adams}
 
 
+def precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where it is fast; a CPU without units for it would take twice as long."""
+    able = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    return torch.bfloat16 if able or device.type == "cuda" else torch.float32
+
+
+def autocast(device: torch.device, **settings: Any) -> torch.autocast:
+    """The context for networks that are computed in the `precision` of a device."""
+    is_coarse = precision(device) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_coarse, **settings)
+
+
 def repeat(game: Game, n: int) -> None:
     """n iterations of a game; on a GPU one is captured as a CUDA graph and played again and again.
 
@@ -331,9 +348,9 @@ def classes(classifier: nn.Module, stacks: Tensor) -> Tensor:
 def stacks_of(generator: nn.Module, latent_dim: int, n: int, rng: torch.Generator) -> list[Tensor]:
     """n samples of a generator in evaluation mode, in parts (1, 1000, 3, 28, 28).
 
-    They are computed in bfloat16, as in training, and returned in single precision.
+    They are computed in the precision of the training, and returned in single precision.
     """
-    with evaluating(generator), torch.autocast(rng.device.type, torch.bfloat16):
+    with evaluating(generator), autocast(rng.device):
         parts = randn(1, n, latent_dim, generator=rng).split(1000, dim=1)
         return [generator(z).float() for z in parts]
 
@@ -400,13 +417,14 @@ def settings_of(size: str) -> dict[str, Any]:
 def own_settings(training: Training, size: str) -> dict[str, Any]:
     """What of the settings one training depends on."""
     rule, sizes, is_long = LOSSES[training.loss], dict(SIZES[size]), training.is_long
+    long = sizes.pop("long")
+    sizes |= long if is_long else {}
     return {
         "training": training._asdict(),
         "rule": rule._asdict(),
         "sizes": {
             **sizes,
             "steps": sizes["steps"][str(rule.d_steps)],
-            "times": sizes["times"] if is_long else 1,
             "width_t": sizes["width_d"],
             "width_d": sizes["width_d"] // training.narrow,
         },
@@ -417,7 +435,7 @@ def own_settings(training: Training, size: str) -> dict[str, Any]:
 
 def points_of(given: dict[str, Any]) -> list[int]:
     """After which steps modes are counted."""
-    n, steps = given["scoring"]["n_points"], given["sizes"]["steps"] * given["sizes"]["times"]
+    n, steps = given["scoring"]["n_points"], given["sizes"]["steps"]
     return [steps * (i + 1) // n for i in range(n)]
 
 
@@ -499,6 +517,7 @@ def train(task: Task) -> Training:
         return {
             "scores": {"course": course, **scores},
             "calls": list(calls()),
+            "precision": str(precision(device)),
             "seconds_cpu": state["seconds_cpu"],
             "weights": {key: value.cpu() for key, value in kept.items()},
         }
@@ -508,11 +527,11 @@ def train(task: Task) -> Training:
 
 
 def cost(training: Training, given: dict[str, Any]) -> float:
-    """How long a training takes, beside others: steps, in those of a discriminator."""
-    rule = Rule(**given["rule"])
+    """How long a training takes, beside others: samples through a discriminator, by its size."""
+    rule, sizes = Rule(**given["rule"]), given["sizes"]
     penalties = sum(2 if where == "fake" else 1 for where in rule.penalised)
     each = rule.d_steps * (2 + penalties) / training.narrow + 3 + bool(rule.entropy)
-    return given["sizes"]["steps"] * given["sizes"]["times"] * each
+    return sizes["steps"] * sizes["batch_size"] * sizes["width_g"] ** 2 * each
 
 
 def stages_of(training: Training, given: dict[str, Any]) -> dict[str, float]:
@@ -622,6 +641,7 @@ def add(known: Known, task: Task, run: runs.Run, name: str, out: Path | None) ->
         "fid": numbers(scores["fid"]),
         "steps": points_of(task.given)[-1],
         "calls": part["made"]["calls"],
+        "precision": part["made"]["precision"],
         "seconds": round(sum(part["seconds"]), 1),
         "seconds_cpu": round(part["made"]["seconds_cpu"], 1),
     }

@@ -28,7 +28,7 @@ from gan_ebm_utils import checkpoints, losses, metrics, runs
 from gan_ebm_utils.base import Calls, Gan, Refined, default_device, seeded
 from gan_ebm_utils.datasets import minibatches, mnist
 from gan_ebm_utils.networks import FeatureDiscriminator, mlp
-from gan_ebm_utils.recipes.stacked_mnist import COUNTING, KEPT, SECOND, classes, fid_of
+from gan_ebm_utils.recipes.stacked_mnist import COUNTING, KEPT, SECOND, autocast, classes, fid_of
 from gan_ebm_utils.refine import ddls, mh_gan
 from gan_ebm_utils.training import fit_discriminator
 
@@ -53,7 +53,7 @@ class InBfloat16(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with autocast(x.device):
             return self.network(x).float()
 
 
