@@ -74,6 +74,19 @@ def wasserstein_g_loss(real: Tensor, fake: Tensor) -> Tensor:
     return -fake.mean(dim=1)
 
 
+def hinge_d_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The hinge loss E_p max(0, 1 - d) + E_q max(0, 1 + d) of SNGAN's discriminator.
+
+    Its best d is the sign of p - q, so that a logit is no log ratio; the generator's loss beside it
+    is `wasserstein_g_loss` (Miyato et al. 2018, arXiv:1802.05957, equation 16).
+
+    >>> hinge_d_loss(torch.full((1, 4), 3.0), torch.full((1, 4), -0.5))
+    tensor([0.5000])
+    """
+    _check("R n", real=real, fake=fake)
+    return F.relu(1 - real).mean(dim=1) + F.relu(1 + fake).mean(dim=1)
+
+
 def relativistic_d_loss(real: Tensor, fake: Tensor) -> Tensor:
     """The discriminator's loss of the paired game: the mean of sp(-(d(x_i) - d(y_i))), in nats.
 

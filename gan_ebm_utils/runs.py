@@ -18,7 +18,7 @@ import torch
 
 from gan_ebm_utils import checkpoints
 from gan_ebm_utils.base import default_device, whole_file
-from gan_ebm_utils.datasets import digest, mnist
+from gan_ebm_utils.datasets import cifar10, digest, mnist
 
 # Networks and tensors of a checkpoint, as `checkpoints.save` takes them, and the card's metrics.
 Made = tuple[dict[str, checkpoints.Built], dict[str, torch.Tensor], dict[str, Any]]
@@ -117,6 +117,14 @@ def mnist_source() -> dict[str, str]:
     }
 
 
+def cifar10_source() -> dict[str, str]:
+    """The data of a recipe that reads CIFAR-10, for `Run`: official files, or a copy of them."""
+    return {
+        "data": "CIFAR-10 (Krizhevsky 2009)",
+        "data_sha256": digest(cifar10("train"), cifar10("test")),
+    }
+
+
 def make_checkpoints(
     recipe: str,
     wanted: dict[str, tuple[dict[str, Any], dict[str, float]]],
@@ -142,6 +150,30 @@ def make_checkpoints(
         networks, tensors, found = make(name, run)
         checkpoints.save(name, networks, tensors, run.card(found), args.out)
         run.remove_parts()
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """That of large networks: bfloat16, or float32 on a CPU without units for it.
+
+    There it would take twice as long.
+
+    >>> precision(torch.device("cuda"))
+    torch.bfloat16
+    """
+    able = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    return torch.bfloat16 if able or device.type == "cuda" else torch.float32
+
+
+def autocast(device: torch.device, **settings: Any) -> torch.autocast:
+    """The context for networks that are computed in the `precision` of a device.
+
+    >>> with autocast(torch.device("cpu")):
+    ...     y = torch.ones(2, 2) @ torch.ones(2, 2)
+    >>> y.dtype == precision(torch.device("cpu"))
+    True
+    """
+    is_coarse = precision(device) == torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_coarse, **settings)
 
 
 @contextlib.contextmanager

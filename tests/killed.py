@@ -21,6 +21,7 @@ from gan_ebm_utils.networks import stack_discriminator, stack_generator
 
 # Of each recipe: its options, and constants of its module that are smaller in the tests.
 OPTIONS = {
+    "cifar10_features": [],
     "cover": ["--steps", "20"],
     "digits_classifier": ["--steps", "20"],
     "ebgan_grid": ["--reduced", "--jobs", "1"],
@@ -46,6 +47,8 @@ OPTIONS = {
 def make_tiny(recipe):
     """Shrink the constants of a recipe's module."""
     module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
+    if recipe == "cifar10_features":
+        module.SIZES["quarter"] |= {"width": 2, "epochs": 3}
     if recipe == "cover":
         module.N_KERNELS, module.N_SCORED, module.LEAST = 50, 200, 0.0
     if recipe == "ebgan_grid":

@@ -383,6 +383,15 @@ MADE = {  # what they return lies where their inputs lie
     "networks.Statistics": lambda at: networks.Statistics(2, 3, generator=rng(at))(
         normal(at, 1, 4, 3, 28, 28), normal(at, 1, 4, 3)
     ),
+    "networks.sngan_generator": network(
+        lambda g: networks.sngan_generator(2, 3, generator=g), 1, 4, 3
+    ),
+    "networks.sngan_discriminator": network(
+        lambda g: networks.sngan_discriminator(2, generator=g), 1, 4, 3, 32, 32
+    ),
+    "networks.ImageClassifier": network(
+        lambda g: networks.ImageClassifier(2, generator=g).eval(), 4, 3, 32, 32
+    ),
     "networks.digit_classifier": network(
         lambda g: networks.digit_classifier(2, 4, 0.5, generator=g).eval(), 4, 1, 28, 28
     ),
@@ -447,7 +456,7 @@ MADE |= {
     f"losses.{name}": loss(name)
     for name in (
         "gan_d_loss", "saturating_g_loss", "non_saturating_g_loss", "wasserstein_d_loss",
-        "wasserstein_g_loss", "relativistic_d_loss", "relativistic_g_loss",
+        "hinge_d_loss", "wasserstein_g_loss", "relativistic_d_loss", "relativistic_g_loss",
     )
 }  # fmt: skip
 MADE |= {f"losses.{name}": divergence(name) for name in ("kl", "reverse_kl", "js", "pearson")}
@@ -521,6 +530,9 @@ NO_TENSORS = {
     "runs.Run",
     "runs.make_checkpoints",
     "runs.mnist_source",
+    "runs.cifar10_source",
+    "runs.precision",
+    "runs.autocast",
     "plotting.set_style",
     "plotting.dots",
     "plotting.table",

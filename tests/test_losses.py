@@ -60,10 +60,23 @@ def test_values_by_hand():
         losses.non_saturating_g_loss: (sp(1) + sp(-3)) / 2,
         losses.wasserstein_d_loss: 1.0 - 2.0,
         losses.wasserstein_g_loss: -1.0,
+        losses.hinge_d_loss: 1 / 2 + 4 / 2,
     }
     for loss, expected in values.items():
         assert loss(real, fake).shape == (1,)
         assert math.isclose(loss(real, fake), expected, abs_tol=1e-6)
+
+
+def test_the_best_logit_of_the_hinge_is_a_sign_and_no_ratio():
+    levels = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    for p, q in ((0.7, 0.3), (0.5, 0.4), (0.1, 0.6)):
+        real, fake = levels[:, None], torch.full((601, 1), -1.0, dtype=torch.float64)
+        cost = p * losses.hinge_d_loss(real, fake) + q * losses.hinge_d_loss(
+            fake + 2, levels[:, None]
+        )
+        best = levels[cost.argmin()]
+        assert abs(best - math.copysign(1, p - q)) < 0.02
+        assert abs(best - math.log(p / q)) > 0.1
 
 
 def test_large_logits_stay_finite():
@@ -83,7 +96,8 @@ def test_the_generators_gradients_differ_by_the_factor_e_to_the_d():
 
 def test_replicates_are_averaged_apart():
     real, fake = randn(3, 5, generator=rng()), randn(3, 7, generator=rng(1))
-    for loss in (losses.gan_d_loss, losses.wasserstein_d_loss, *(d.d_loss for d in DIVERGENCES)):
+    plain = losses.gan_d_loss, losses.wasserstein_d_loss, losses.hinge_d_loss
+    for loss in (*plain, *(d.d_loss for d in DIVERGENCES)):
         alone = [loss(real[r : r + 1], fake[r : r + 1])[0] for r in range(3)]
         torch.testing.assert_close(loss(real, fake), torch.stack(alone))
 

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+from functools import partial
 from pathlib import Path
 
 import killed
@@ -45,9 +46,10 @@ KINDS = gan_with_ebm.KINDS
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with a prepared mnist.npz of 200 and 50 images."""
+    """A folder with a prepared mnist.npz of 200 and 50 images, and a cifar10.npz of 20 and 10."""
     folder = tmp_path_factory.mktemp("data")
     prepare_small_mnist(folder)
+    prepare_small_cifar10(folder)
     return folder
 
 
@@ -227,7 +229,10 @@ def train_features(data, epochs, folder, report=lambda classifier: None):
     args = argparse.Namespace(seed=0, state=folder)
     run = runs.Run("mnist_features", {}, args, runs.Progress())
     run.expect(dict.fromkeys(mnist_features.epochs_of(epochs), 1))
-    return mnist_features.train(data, epochs, 0, torch.device("cpu"), run, report)[0]
+    rng = seeded(0, "cpu")
+    classifier = networks.MnistClassifier(**mnist_features.ARCHITECTURE, generator=rng)
+    how = mnist_features.TRAINING, partial(mnist_features.shifted, max_shift=2), rng, run, report
+    return mnist_features.train(classifier, data, epochs, *how)[0]
 
 
 def trained_accuracy(data, test_set, folder):
@@ -251,6 +256,15 @@ def prepare_small_mnist(folder):
         arrays[f"{split}_images"] = mnist_features.to_bytes(data.images)[:, 0].numpy()
         arrays[f"{split}_labels"] = data.labels.numpy()
     np.savez(folder / "mnist.npz", **arrays)
+
+
+def prepare_small_cifar10(folder):
+    """Write a cifar10.npz of 20 and 10 images."""
+    arrays, draws = {}, np.random.default_rng(0)
+    for split, n in (("train", 20), ("test", 10)):
+        arrays[f"{split}_images"] = draws.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(n, dtype=np.int64) % 10
+    np.savez(folder / "cifar10.npz", **arrays)
 
 
 @pytest.fixture
@@ -290,7 +304,7 @@ def test_bad_epochs(capsys):
 def test_shifted_moves_whole_images():
     images = -torch.ones(500, 1, 28, 28)
     images[:, :, 14, 14] = 1
-    moved = mnist_features.shifted(images, 2, seeded(4, "cpu"))
+    moved = mnist_features.shifted(images, seeded(4, "cpu"), 2)
     assert moved.shape == images.shape
     assert (moved.flatten(1) > 0).sum(dim=1).eq(1).all()
     _, _, row, column = (moved > 0).nonzero().unbind(dim=1)
@@ -679,8 +693,10 @@ def test_stacked_networks_are_the_single_ones():
         torch.testing.assert_close(both(x.expand(3, *x.shape[1:])), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_training_moves_the_weights_in_half_precision(small_mnist):
+def test_training_moves_the_weights_in_half_precision(small_mnist, monkeypatch):
     """Within one autocast context with its cache the networks would see their first weights."""
+    able = {"amx_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
     first, second = (mnist_gan.train(0, steps) for steps in (1, 6))
     moved = (first["generator.linear.weight"] - second["generator.linear.weight"]).abs().max()
     assert moved > 2 * mnist_gan.TRAINING["learning_rate"]

@@ -19,6 +19,7 @@ from gan_ebm_utils.recipes import one_budget, plane_gans
 RECIPES = Path(runs.__file__).parent / "recipes"
 # Of each recipe: what its parts depend on, as code that runs in its module.
 SETTINGS = {
+    "cifar10_features": "[settings_of(size) for size in SIZES]",
     "cover": "settings_of(9)",
     "digits_classifier": "settings_of(9)",
     "ebgan_grid": "[settings_of(name) for name in GRIDS]",

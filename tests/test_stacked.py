@@ -508,13 +508,13 @@ def test_a_long_training_has_more_steps_and_as_many_looks(size):
 def test_networks_compute_in_bfloat16_where_it_is_fast(able, monkeypatch):
     found = {"amx_bf16": able}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
-    with stacked_mnist.autocast(torch.device("cpu")):
+    with runs.autocast(torch.device("cpu")):
         y = stack_discriminator(2, generator=rng())(pictures(3).expand(-1, 3, -1, -1)[None])
-    assert y.dtype == stacked_mnist.precision(torch.device("cpu"))
+    assert y.dtype == runs.precision(torch.device("cpu"))
     assert y.dtype == (torch.bfloat16 if able else torch.float32)
-    assert stacked_mnist.precision(torch.device("cuda")) == torch.bfloat16
+    assert runs.precision(torch.device("cuda")) == torch.bfloat16
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in an older PyTorch
-    assert stacked_mnist.precision(torch.device("cpu")) == torch.float32
+    assert runs.precision(torch.device("cpu")) == torch.float32
 
 
 @pytest.fixture

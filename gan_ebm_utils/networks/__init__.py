@@ -1,7 +1,7 @@
 """Networks whose replicates train side by side: R independent copies behind one leading axis.
 
 One file a family: `stacked` layers and perceptrons, `images`, `autoencoders`, `flows`. Those of
-`stacks` are one network each.
+`stacks` and `residual` are one network each.
 """
 
 from gan_ebm_utils.networks.autoencoders import Autoencoder as Autoencoder
@@ -10,6 +10,9 @@ from gan_ebm_utils.networks.images import ConvDiscriminator as ConvDiscriminator
 from gan_ebm_utils.networks.images import ConvGenerator as ConvGenerator
 from gan_ebm_utils.networks.images import FeatureDiscriminator as FeatureDiscriminator
 from gan_ebm_utils.networks.images import MnistClassifier as MnistClassifier
+from gan_ebm_utils.networks.residual import ImageClassifier as ImageClassifier
+from gan_ebm_utils.networks.residual import sngan_discriminator as sngan_discriminator
+from gan_ebm_utils.networks.residual import sngan_generator as sngan_generator
 from gan_ebm_utils.networks.stacked import Confined as Confined
 from gan_ebm_utils.networks.stacked import Experts as Experts
 from gan_ebm_utils.networks.stacked import FourierFeatures as FourierFeatures

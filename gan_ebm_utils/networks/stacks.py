@@ -12,8 +12,14 @@ from gan_ebm_utils.base import Single, check_count
 from gan_ebm_utils.energies import NegativeEnergy
 
 
-def _drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """`network`, built on the device "meta", with weights of He's variance from `generator`."""
+def drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
+    """`network`, built on the device "meta", with weights of He's variance from `generator`.
+
+    >>> with torch.device("meta"):
+    ...     layer = nn.Linear(2, 50)
+    >>> drawn(layer, torch.Generator().manual_seed(0)).weight.std().round(decimals=1)
+    tensor(1., grad_fn=<RoundBackward1>)
+    """
     network.to_empty(device=generator.device).float()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -61,7 +67,7 @@ def stack_generator(
         layers += [*end(2 * width), nn.ConvTranspose2d(2 * width, width, 4, 2, 1)]
         layers += [*end(width), nn.ConvTranspose2d(width, width // 2, 4, 2, 1)]
         layers += [*end(width // 2), nn.Conv2d(width // 2, channels, 3, 1, 1), nn.Tanh()]
-        return _drawn(Single(nn.Sequential(*layers)), generator)
+        return drawn(Single(nn.Sequential(*layers)), generator)
 
 
 def stack_discriminator(
@@ -78,7 +84,7 @@ def stack_discriminator(
     check_count(width=width, channels=channels)
     with torch.device("meta"):
         network = Single(nn.Sequential(*_trunk(width, channels), nn.Linear(196 * width, 1)))
-    _drawn(network, generator)
+    drawn(network, generator)
     return NegativeEnergy(network) if is_energy else network
 
 
@@ -107,7 +113,7 @@ class Statistics(nn.Module):
             self.features = Single(nn.Sequential(*layers))
             layers = [nn.Linear(n + latent_dim, n), nn.LeakyReLU(0.2), nn.Linear(n, 1)]
             self.head = Single(nn.Sequential(*layers))
-        _drawn(self, generator)
+        drawn(self, generator)
 
     def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         seen = self.features(x)
@@ -133,4 +139,4 @@ def digit_classifier(
         layers = [nn.Conv2d(1, width, 4, 2, 1), nn.SiLU(), nn.Conv2d(width, 2 * width, 4, 2, 1)]
         layers += [nn.SiLU(), nn.Flatten(), nn.Linear(98 * width, hidden), nn.SiLU()]
         layers += [nn.Dropout(dropout), nn.Linear(hidden, 10)]
-        return _drawn(nn.Sequential(*layers), generator)
+        return drawn(nn.Sequential(*layers), generator)

@@ -43,7 +43,7 @@ def train(data: Images, steps: int, seed: int) -> dict[str, Tensor]:
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = TRAINING["learning_rate"] * (1 - step / steps)
         rows = torch.randint(len(data.images), (TRAINING["batch_size"],), generator=rng)
-        images = shifted(data.images[rows], TRAINING["max_shift"], rng)
+        images = shifted(data.images[rows], rng, TRAINING["max_shift"])
         loss = F.cross_entropy(network(images.reshape(1, len(rows), -1))[0], data.labels[rows])
         optimizer.zero_grad()
         loss.backward()

@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
     features: Tensor
 
 
-def shifted(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor, generator: torch.Generator, max_shift: int) -> Tensor:
     """Each image (n, c, h, w) moved by up to `max_shift` pixels along both axes; the rim is -1.
 
     The result is laid out channels last.
@@ -62,26 +62,29 @@ def shifted(images: Tensor, max_shift: int, generator: torch.Generator) -> Tenso
 
 
 def train(
+    classifier: nn.Module,
     data: Images,
     epochs: int,
-    seed: int,
-    device: torch.device,
+    settings: dict[str, Any],
+    changed: Callable[[Tensor, torch.Generator], Tensor],
+    generator: torch.Generator,
     run: runs.Run,
     report: Callable[[nn.Module], None],
 ) -> tuple[nn.Module, float]:
-    """Train on `data`; return the averaged classifier and the seconds it took.
+    """Train on `data`, each batch of images `changed`; the averaged classifier, and the seconds.
 
-    Each epoch is a step of a part of `run`. The generator's state is stored with the weights, so
-    that a run that goes on has the result of an unbroken one. `report(classifier)` is called after
-    each epoch.
+    `settings` are as `TRAINING`. Each epoch is a step of a part of `run`. The generator's state is
+    stored with the weights, so that a run that goes on has the result of an unbroken one; it is on
+    the CPU, so that every device sees the same draws. `report(classifier)` is called after each
+    epoch.
     """
-    generator = seeded(seed, "cpu")  # so that every device sees the same draws
-    classifier = MnistClassifier(**ARCHITECTURE, generator=generator)
+    device = default_device()
     classifier.to(device, memory_format=torch.channels_last)
-    average = AveragedModel(classifier, multi_avg_fn=get_ema_multi_avg_fn(TRAINING["ema_decay"]))
-    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=TRAINING["weight_decay"])
+    moving = get_ema_multi_avg_fn(settings["ema_decay"])
+    average = AveragedModel(classifier, multi_avg_fn=moving, use_buffers=True).eval()
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=settings["weight_decay"])
     images, labels = data.images.to(device), data.labels.to(device)
-    batch_size = min(TRAINING["batch_size"], len(images))
+    batch_size = min(settings["batch_size"], len(images))
     n_batches = len(images) // batch_size
     parts = {"classifier": classifier, "average": average, "optimizer": optimizer}
 
@@ -94,11 +97,11 @@ def train(
                 part.load_state_dict(state[key])
         order = torch.randperm(len(images), generator=generator).to(device)
         for rows in order[: n_batches * batch_size].split(batch_size):
-            warmup = min(1.0, (step + 1) / TRAINING["warmup_steps"])
+            warmup = min(1.0, (step + 1) / settings["warmup_steps"])
             cosine = (1 + math.cos(math.pi * step / (epochs * n_batches))) / 2
-            optimizer.param_groups[0]["lr"] = TRAINING["learning_rate"] * warmup * cosine
-            batch = shifted(images[rows], TRAINING["max_shift"], generator)
-            with torch.autocast(device.type, torch.bfloat16):
+            optimizer.param_groups[0]["lr"] = settings["learning_rate"] * warmup * cosine
+            batch = changed(images[rows], generator)
+            with runs.autocast(device):
                 logits = classifier(batch)
             optimizer.zero_grad()
             F.cross_entropy(logits.float(), labels[rows]).backward()
@@ -151,16 +154,11 @@ def accuracy_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def write(
-    classifier: nn.Module,
-    train_set: Images,
-    test_set: Images,
-    device: torch.device,
-    seconds: float,
-    run: runs.Run,
-    out: Path | None,
-) -> dict[str, Any]:
-    """Score the classifier, write the checkpoint into `out` and return the metrics on its card."""
+def scores_of(
+    classifier: nn.Module, train_set: Images, test_set: Images, seconds: float
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What is stored beside a classifier: moments of its features and a check, and its metrics."""
+    device = default_device()
     scored = {
         "train": evaluate(classifier, train_set.images, device),
         "test": evaluate(classifier, test_set.images, device),
@@ -189,9 +187,7 @@ def write(
         tensors[f"{split}_mean"] = mean.float()
         tensors[f"{split}_covariance"] = covariance.float()
         tensors[f"{split}_frequencies"] = frequencies[split]
-    network = (classifier, MnistClassifier, ARCHITECTURE)
-    checkpoints.save("mnist_features", {"classifier": network}, tensors, run.card(metrics), out)
-    return metrics
+    return tensors, metrics
 
 
 def settings_of(epochs: int) -> dict[str, Any]:
@@ -199,26 +195,50 @@ def settings_of(epochs: int) -> dict[str, Any]:
     return {**TRAINING, **ARCHITECTURE, "epochs": epochs}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the recipe; see `--help`."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--epochs", type=runs.at_least(1), default=12)
-    args = runs.parse(parser, argv)
+def make(
+    name: str,
+    built: checkpoints.Built,
+    sets: tuple[Images, Images],
+    settings: dict[str, Any],
+    changed: Callable[[Tensor, torch.Generator], Tensor],
+    generator: torch.Generator,
+    args: argparse.Namespace,
+    facts: dict[str, Any],
+    **source: str,
+) -> None:
+    """Train the classifier `built` on the first of `sets` and write it as the checkpoint `name`.
 
-    device = default_device()
-    train_set, test_set = mnist("train"), mnist("test")
-    settings, source = settings_of(args.epochs), runs.mnist_source()
-    run = runs.Run("mnist_features", settings, args, runs.Progress(), **source)
-    run.expect(dict.fromkeys(epochs_of(args.epochs), 1))
+    `settings` are all that it depends on, but for the seed and the data, as `settings_of` has them.
+    `facts` come to the metrics on its card.
+    """
+    device, (train_set, test_set), epochs = default_device(), sets, settings["epochs"]
+    run = runs.Run(name, settings, args, runs.Progress(), **source)
+    run.expect(dict.fromkeys(epochs_of(epochs), 1))
 
     def report(classifier: nn.Module) -> None:
         right = evaluate(classifier, test_set.images, device).logits.argmax(1) == test_set.labels
         print(f"test accuracy {right.double().mean():.4f}", flush=True)
 
-    classifier, seconds = train(train_set, args.epochs, args.seed, device, run, report)
-    metrics = write(classifier, train_set, test_set, device, seconds, run, args.out)
+    classifier, *how = built
+    found, seconds = train(classifier, train_set, epochs, settings, changed, generator, run, report)
+    tensors, metrics = scores_of(found, train_set, test_set, seconds)
+    metrics, networks = {**metrics, **facts}, {"classifier": (found, *how)}
+    checkpoints.save(name, networks, tensors, run.card(metrics), args.out)
     run.remove_parts()
     print(json.dumps(metrics, indent=2))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--epochs", type=runs.at_least(1), default=12)
+    args = runs.parse(parser, argv)
+    generator = seeded(args.seed, "cpu")
+    built = MnistClassifier(**ARCHITECTURE, generator=generator), MnistClassifier, ARCHITECTURE
+    sets, settings = (mnist("train"), mnist("test")), settings_of(args.epochs)
+    changed = partial(shifted, max_shift=TRAINING["max_shift"])
+    source = runs.mnist_source()
+    make("mnist_features", built, sets, settings, changed, generator, args, {}, **source)
 
 
 if __name__ == "__main__":

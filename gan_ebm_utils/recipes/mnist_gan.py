@@ -48,7 +48,7 @@ N_FID = 10_000  # samples for the scores on the card
 
 
 def train(seed: int, steps: int) -> dict[str, Tensor]:
-    """The weights of one GAN after `steps` steps, in bfloat16 arithmetic."""
+    """The weights of one GAN after `steps` steps, in the device's precision."""
     device, rng = default_device(), seeded(seed)
     gan = Gan(
         ConvGenerator(**GENERATOR, generator=rng),
@@ -64,7 +64,7 @@ def train(seed: int, steps: int) -> dict[str, Tensor]:
         return GAMMA / 2 * losses.r1_penalty(discriminator, real)
 
     # Without its cache: within one context that would keep the first weights for the whole run.
-    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+    with runs.autocast(device, cache_enabled=False):
         train_gan(
             gan,
             minibatches(mnist("train").images.to(device)),
@@ -93,7 +93,7 @@ def train_classifier(seed: int, steps: int) -> dict[str, Tensor]:
     for _ in range(steps):
         size = (CLASSIFIER["batch_size"],)
         rows = torch.randint(len(images), size, generator=rng, device=device)
-        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+        with runs.autocast(device, cache_enabled=False):
             loss = F.cross_entropy(classifier(images[rows]).float(), labels[rows])
         optimizer.zero_grad()
         loss.backward()
@@ -110,7 +110,7 @@ def refit(
     discriminator.features.load_state_dict(features)
     discriminator.to(device)
     data = minibatches(mnist("train").images[:N_REFIT].to(device))
-    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+    with runs.autocast(device, cache_enabled=False):
         refitted = refit_discriminator(
             gan, discriminator, data, steps, rng, replicates=replicates, **REFIT
         )
@@ -160,7 +160,7 @@ def train_dcgan(seed: int, steps: int) -> nn.Module:
     data, size = minibatches(mnist("train").images.to(device)), TRAINING["batch_size"]
     for _ in range(steps):
         for role, optimizer in enumerate(optimizers):
-            with torch.autocast(device.type, torch.bfloat16):
+            with runs.autocast(device):
                 fake = networks.generator(randn(size, latent_dim, generator=rng))
                 if role == 0:
                     real = networks.discriminator(data(size, rng)).float()

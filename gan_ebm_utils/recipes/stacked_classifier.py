@@ -43,7 +43,7 @@ def train(data: Images, epochs: int, seed: int) -> dict[str, Tensor]:
             order = torch.randperm(len(images), generator=rng).to(device)
             for rows in order[: len(order) // size * size].split(size):
                 optimizer.param_groups[0]["lr"] = TRAINING["learning_rate"] * (1 - step / n_steps)
-                logits = classifier(shifted(images[rows], TRAINING["max_shift"], rng))
+                logits = classifier(shifted(images[rows], rng, TRAINING["max_shift"]))
                 optimizer.zero_grad()
                 F.cross_entropy(logits, labels[rows]).backward()
                 optimizer.step()

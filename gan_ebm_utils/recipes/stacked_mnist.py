@@ -236,7 +236,7 @@ class Game:
 
     def _autocast(self) -> torch.autocast:
         # Without its cache: within one context that would keep weights which have changed.
-        return autocast(self.rng.device, cache_enabled=False)
+        return runs.autocast(self.rng.device, cache_enabled=False)
 
     def _penalty(self, where: str, x: Tensor, y: Tensor) -> Tensor:
         if where == "between":
@@ -289,18 +289,6 @@ class Game:
         return {**self.networks, **adams}
 
 
-def precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where it is fast; a CPU without units for it would take twice as long."""
-    able = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
-    return torch.bfloat16 if able or device.type == "cuda" else torch.float32
-
-
-def autocast(device: torch.device, **settings: Any) -> torch.autocast:
-    """The context for networks that are computed in the `precision` of a device."""
-    is_coarse = precision(device) == torch.bfloat16
-    return torch.autocast(device.type, torch.bfloat16, enabled=is_coarse, **settings)
-
-
 def repeat(game: Game, n: int) -> None:
     """n iterations of a game; on a GPU one is captured as a CUDA graph and played again and again.
 
@@ -345,7 +333,7 @@ def stacks_of(generator: nn.Module, latent_dim: int, n: int, rng: torch.Generato
 
     They are computed in the precision of the training, and returned in single precision.
     """
-    with evaluating(generator), autocast(rng.device):
+    with evaluating(generator), runs.autocast(rng.device):
         parts = randn(1, n, latent_dim, generator=rng).split(1000, dim=1)
         return [generator(z).float() for z in parts]
 
@@ -512,7 +500,7 @@ def train(task: Task) -> Training:
         return {
             "scores": {"course": course, **scores},
             "calls": list(calls()),
-            "precision": str(precision(device)),
+            "precision": str(runs.precision(device)),
             "seconds_cpu": state["seconds_cpu"],
             "weights": {key: value.cpu() for key, value in kept.items()},
         }

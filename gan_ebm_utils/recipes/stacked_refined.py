@@ -10,8 +10,8 @@ latent space (`ddls`), with the FID of each and the calls of networks it took.
 The head sees features of a classifier that scores nothing here, the one of `mnist_gan`. It is
 fitted to features of stacks of training digits and of stored draws, so that a step costs little.
 Of several step sizes of MALA one is chosen, by the FID of other draws against the training digits.
-Generators and features compute in bfloat16. It takes about twenty minutes of one core of a recent
-CPU.
+Generators and features compute in bfloat16 where the device is fast in it. It takes about twenty
+minutes of one core of a recent CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gan_ebm_utils import checkpoints, losses, metrics, runs
 from gan_ebm_utils.base import Calls, Gan, Refined, default_device, seeded
 from gan_ebm_utils.datasets import minibatches, mnist
 from gan_ebm_utils.networks import FeatureDiscriminator, mlp
-from gan_ebm_utils.recipes.stacked_mnist import COUNTING, KEPT, SECOND, autocast, classes, fid_of
+from gan_ebm_utils.recipes.stacked_mnist import COUNTING, KEPT, SECOND, classes, fid_of
 from gan_ebm_utils.refine import ddls, mh_gan
 from gan_ebm_utils.training import fit_discriminator
 
@@ -43,7 +43,7 @@ STEP_SIZES, N_CHOICE = (0.2, 0.05, 0.01), 1_000
 
 
 class InBfloat16(nn.Module):
-    """A network that computes in bfloat16 and returns single precision.
+    """A network that computes in `runs.precision` and returns single precision.
 
     A logit and what accepts by it are computed outside: in bfloat16 they would be steps of 1 %.
     """
@@ -53,7 +53,7 @@ class InBfloat16(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        with autocast(x.device):
+        with runs.autocast(x.device):
             return self.network(x).float()
 
 

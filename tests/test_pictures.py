@@ -1,0 +1,161 @@
+"""The networks and recipes of colour pictures."""
+
+import argparse
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from gan_ebm_utils import runs
+from gan_ebm_utils.base import randn, seeded
+from gan_ebm_utils.datasets import Images
+from gan_ebm_utils.networks import ImageClassifier, sngan_discriminator, sngan_generator
+from gan_ebm_utils.recipes import cifar10_features, mnist_features
+
+
+def rng(seed=0):
+    return seeded(seed, "cpu")
+
+
+def layers(network, kind):
+    return [module for module in network.modules() if isinstance(module, kind)]
+
+
+def singular_value(layer):
+    return float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2))
+
+
+# --- networks ---
+
+
+def test_the_pair_of_sngan_has_the_sizes_of_its_paper():
+    generator = sngan_generator(256, 128, generator=rng())
+    convolutions = [layer for layer in layers(generator, nn.Conv2d) if layer.kernel_size == (3, 3)]
+    shapes = [(layer.in_channels, layer.out_channels) for layer in convolutions]
+    assert shapes == [(256, 256)] * 6 + [(256, 3)]
+    assert len(layers(generator, nn.BatchNorm2d)) == 7
+    discriminator = sngan_discriminator(128, generator=rng())
+    convolutions = [
+        layer for layer in layers(discriminator, nn.Conv2d) if layer.kernel_size == (3, 3)
+    ]
+    shapes = [(layer.in_channels, layer.out_channels) for layer in convolutions]
+    assert shapes == [(3, 128)] + [(128, 128)] * 7
+    assert not layers(discriminator, nn.BatchNorm2d)
+
+
+def test_a_generator_draws_pictures_that_depend_on_every_latent():
+    generator = sngan_generator(8, 5, generator=rng())
+    z = randn(1, 4, 5, generator=rng(1)).requires_grad_()
+    x = generator(z)
+    assert x.shape == (1, 4, 3, 32, 32) and x.abs().max() < 1 and x.std() > 0.05
+    (slope,) = torch.autograd.grad(x.square().sum(), z)
+    assert (slope.abs() > 0).all()
+
+
+def test_a_logit_depends_on_its_own_picture_and_on_all_of_it():
+    discriminator = sngan_discriminator(4, generator=rng()).eval()
+    x = randn(1, 3, 3, 32, 32, generator=rng(1)).requires_grad_()
+    d = discriminator(x)
+    torch.testing.assert_close(d[:, :1], discriminator(x[:, :1]))
+    (slope,) = torch.autograd.grad(d[0, 0], x)
+    assert (slope[0, 0].abs() > 0).double().mean() > 0.99
+    assert (slope[0, 1:] == 0).all()
+    # The sum over the 64 places, not their mean: doubled places double the logit but for its bias.
+    pool = layers(discriminator, nn.AvgPool2d)[-1]
+    torch.testing.assert_close(pool(torch.ones(1, 1, 8, 8)), torch.full((1, 1, 1, 1), 64.0))
+
+
+def test_each_layer_of_the_discriminator_has_a_largest_singular_value_of_one():
+    discriminator, x = (
+        sngan_discriminator(4, generator=rng()),
+        randn(1, 2, 3, 32, 32, generator=rng()),
+    )
+    for _ in range(200):  # the power iteration
+        discriminator(x)
+    normalised = layers(discriminator.eval(), nn.Conv2d | nn.Linear)
+    assert len(normalised) == 8 + 2 + 1  # residuals, shortcuts, and the last one
+    for layer in normalised:
+        assert singular_value(layer) == pytest.approx(1, abs=1e-3)
+    # The control: the weights beneath are what they were drawn with.
+    beneath = [layer.parametrizations.weight.original.flatten(1) for layer in normalised]
+    assert max(float((torch.linalg.matrix_norm(w, 2) - 1).abs().detach()) for w in beneath) > 0.3
+
+
+def test_networks_are_drawn_from_their_own_generator():
+    makers = (
+        lambda g: sngan_generator(2, 3, generator=g),
+        lambda g: sngan_discriminator(2, generator=g),
+        lambda g: ImageClassifier(2, generator=g),
+    )
+    for make in makers:
+        torch.manual_seed(1)
+        before, first = torch.get_rng_state(), make(rng()).state_dict()
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(2)
+        second, other = make(rng()).state_dict(), make(rng(1)).state_dict()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert any(not torch.equal(first[key], other[key]) for key in first)
+
+
+def test_bad_sizes_of_networks_are_refused():
+    for make in (
+        lambda: sngan_generator(0, 3, generator=rng()),
+        lambda: sngan_generator(2, 0, generator=rng()),
+        lambda: sngan_discriminator(0, generator=rng()),
+        lambda: ImageClassifier(0, generator=rng()),
+    ):
+        with pytest.raises(ValueError, match="at least 1"):
+            make()
+    with pytest.raises(ValueError, match="32"):
+        ImageClassifier(2, generator=rng())(torch.zeros(1, 3, 28, 28))
+
+
+# --- the classifier whose features score ---
+
+
+def test_pictures_are_mirrored_and_shifted_and_nothing_else():
+    x = -torch.ones(400, 3, 32, 32)
+    x[:, 0, 16, 10], x[:, 0, 16, 20] = 1, 0.5  # a mirror swaps their order
+    moved = cifar10_features.mirrored(x, rng(), 4)
+    assert moved.shape == x.shape and ((moved > -1).flatten(1).sum(dim=1) == 2).all()
+    first, second = (moved[:, 0] == 1).flatten(1), (moved[:, 0] == 0.5).flatten(1)
+    gap = second.int().argmax(dim=1) % 32 - first.int().argmax(dim=1) % 32
+    assert set(gap.tolist()) == {10, -10}
+    assert 0.4 < (gap < 0).double().mean() < 0.6
+    columns = (first.int().argmax(dim=1) % 32)[gap > 0]
+    assert sorted(set(columns.tolist())) == list(range(6, 15))
+
+
+def test_edges_of_blocks_are_seen():
+    x = randn(50, 3, 32, 32, generator=rng()) * 0.1
+    assert cifar10_features.edge_ratio(x) == pytest.approx(1, abs=0.1)
+    blocks = randn(50, 3, 4, 4, generator=rng(1)).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert cifar10_features.edge_ratio(x + blocks) > 3
+    assert cifar10_features.edge_ratio((x + blocks)[..., 4:]) < 1  # they lie elsewhere
+
+
+def coloured(n, seed):
+    """Pictures of one colour each, eight of them, with noise."""
+    labels = torch.arange(n) % 8
+    colours = torch.cartesian_prod(*[torch.tensor([-0.6, 0.6])] * 3)
+    x = colours[labels][:, :, None, None] + 0.1 * randn(n, 3, 32, 32, generator=rng(seed))
+    return Images(x, labels)
+
+
+def test_a_classifier_learns_and_its_average_has_statistics_of_its_own(tmp_path):
+    data, test_set, generator = coloured(300, 1), coloured(200, 2), rng()
+    settings = {**cifar10_features.settings_of("quarter"), "batch_size": 50, "warmup_steps": 5}
+    settings["ema_decay"] = 0.8
+    run = runs.Run("r", {}, argparse.Namespace(seed=0, state=tmp_path), runs.Progress())
+    run.expect(dict.fromkeys(mnist_features.epochs_of(6), 1))
+    seen, classifier = [], ImageClassifier(4, generator=generator)
+    changed = partial(cifar10_features.mirrored, max_shift=4)
+    how = settings, changed, generator, run, lambda found: seen.append(found.training)
+    found, _ = mnist_features.train(classifier, data, 6, *how)
+    assert seen == [False] * 6 and not found.training
+    logits = mnist_features.evaluate(found, test_set.images, torch.device("cpu")).logits
+    assert (logits.argmax(dim=1) == test_set.labels).double().mean() > 0.9
+    norm = layers(found, nn.BatchNorm2d)[0]
+    assert (norm.running_mean != 0).all(), "statistics are averaged with the weights"
+    assert not torch.equal(norm.running_mean, layers(classifier, nn.BatchNorm2d)[0].running_mean)
