@@ -247,7 +247,9 @@ class Run:
 
     `given` holds the recipe's name, all settings that matter, the seed, and what `read_from` says
     of the data. A part is kept under the key of what it depends on, by default all of `given`, so
-    that any difference makes it another part. `keys` are those of the parts so far.
+    that any difference makes it another part. `keys` are those of the parts so far. Of several
+    processes that run a recipe together one `writes`, and each has to `wait` for it before it
+    reads.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -268,6 +270,7 @@ class Run:
         self.given: dict[str, Any] = json.loads(json.dumps(given))
         self.folder, self.progress = args.state / recipe, progress
         self.keys: dict[str, str] = {}
+        self.writes, self.wait = True, lambda: None
 
     def expect(self, parts: dict[str, float]) -> None:
         """Tell the progress which parts there will be, and how long each takes beside others."""
@@ -297,9 +300,12 @@ class Run:
                 start = time.perf_counter()
                 made = advance(found["made"])
                 seconds = time.perf_counter() - start
-                store({"made": made, "seconds": [*found["seconds"], seconds]}, file)
+                if self.writes:
+                    store({"made": made, "seconds": [*found["seconds"], seconds]}, file)
+                self.wait()
                 found = read(file)  # as a later start will have it
-            self.progress.finished(step, seconds)
+            if self.writes:
+                self.progress.finished(step, seconds)
         return found["made"], sum(found["seconds"])
 
     def keep(self, name: str, made: Any, seconds: float, key: str) -> None:

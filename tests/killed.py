@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 from gan_ebm_utils import checkpoints, runs
-from gan_ebm_utils.networks import stack_discriminator, stack_generator
+from gan_ebm_utils.networks import ImageClassifier, stack_discriminator, stack_generator
 
 # Of each recipe: its options, and constants of its module that are smaller in the tests.
 OPTIONS = {
     "cifar10_features": [],
+    "cifar10_sngan": [],
     "cover": ["--steps", "20"],
     "digits_classifier": ["--steps", "20"],
     "ebgan_grid": ["--reduced", "--jobs", "1"],
@@ -49,6 +50,15 @@ def make_tiny(recipe):
     module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
     if recipe == "cifar10_features":
         module.SIZES["quarter"] |= {"width": 2, "epochs": 3}
+    if recipe == "cifar10_sngan":
+        small = {"width_g": 2, "width_d": 2, "steps": 4}
+        sizes = {"latent_dim": 4, "batch_size": 4, "batch_size_g": 6}
+        module.SIZES["quarter"] |= {**sizes, "sngan": small, "dcgan": small}
+        module.CLASSIFIER |= {"width": 2, "epochs": 2}
+        module.HIDDEN, module.N_POINTS, module.PART = (4,), 2, 10
+        module.REFIT |= {"n_steps": 3, "batch_size": 4}
+        module.N_REFIT, module.N_DRAWS, module.N_HELD_OUT, module.N_FID = 15, 12, 5, 20
+        _tiny_judge(module)
     if recipe == "cover":
         module.N_KERNELS, module.N_SCORED, module.LEAST = 50, 200, 0.0
     if recipe == "ebgan_grid":
@@ -143,6 +153,22 @@ def _tiny_pairs(module):
         }
         how = {"generator": {"kwargs": {"latent_dim": 5}}}
         return checkpoints.Checkpoint(pair, {}, {"sha256": name, "networks": how})
+
+    module.checkpoints.load = load
+
+
+def _tiny_judge(module):
+    """Let a recipe find a classifier of the small CIFAR-10 that nobody has trained."""
+    stored = module.checkpoints.load
+
+    def load(name, device="cpu", folder=None):
+        if name != "cifar10_features":
+            return stored(name, device, folder)
+        classifier = ImageClassifier(2, generator=torch.Generator().manual_seed(0)).eval()
+        moments = {"test_mean": torch.zeros(16), "test_covariance": torch.eye(16)}
+        card = {"sha256": "9", "metrics": {"frechet_train_test": {"value": 1.0}}}
+        card |= {"data_sha256": runs.cifar10_source()["data_sha256"]}
+        return checkpoints.Checkpoint({"classifier": classifier}, moments, card)
 
     module.checkpoints.load = load
 

@@ -1,17 +1,20 @@
 """The networks and recipes of colour pictures."""
 
 import argparse
+import sys
 from functools import partial
 
 import pytest
+import together
 import torch
+from matplotlib.image import imread
 from torch import nn
 
-from gan_ebm_utils import runs
-from gan_ebm_utils.base import randn, seeded
+from gan_ebm_utils import checkpoints, runs
+from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import Images
 from gan_ebm_utils.networks import ImageClassifier, sngan_discriminator, sngan_generator
-from gan_ebm_utils.recipes import cifar10_features, mnist_features
+from gan_ebm_utils.recipes import cifar10_features, cifar10_sngan, mnist_features
 
 
 def rng(seed=0):
@@ -159,3 +162,95 @@ def test_a_classifier_learns_and_its_average_has_statistics_of_its_own(tmp_path)
     norm = layers(found, nn.BatchNorm2d)[0]
     assert (norm.running_mean != 0).all(), "statistics are averaged with the weights"
     assert not torch.equal(norm.running_mean, layers(classifier, nn.BatchNorm2d)[0].running_mean)
+
+
+# --- the games ---
+
+
+def test_processes_share_a_batch_and_have_one_game(tmp_path):
+    (alone,) = together.play(1, "dcgan", tmp_path)
+    first, second = together.play(2, "dcgan", tmp_path)
+    for name in ("generator", "discriminator"):
+        for key, value in first["weights"][name].items():
+            if "running" not in key:  # each normalises its own part of the batch
+                torch.testing.assert_close(value, second["weights"][name][key], rtol=0, atol=0)
+    assert [x.shape[1] for x in alone["seen"]] == [8, 8]
+    assert [x.shape[1] for x in first["seen"]] == [x.shape[1] for x in second["seen"]] == [4, 4]
+    assert not torch.equal(first["seen"][0], second["seen"][0]), "each draws its own part"
+    assert not torch.equal(first["drawn"], second["drawn"]), "also in a run that goes on"
+
+
+def test_gradients_of_processes_are_averaged(tmp_path, monkeypatch):
+    """Two steps of Adam go almost as far for any gradient: its own sum is looked at."""
+    game = cifar10_sngan.PictureGame("sngan", together.SIZES, together.data, 10, 0)
+    grad = torch.tensor([1.0, 2.0])
+    assert game.can_capture and game.shared(grad) is grad
+
+    class Two:
+        num_processes, process_index = 2, 1
+
+        def reduce(self, value, how):
+            assert how == "mean"
+            return (value + torch.tensor([3.0, 0.0])) / 2
+
+    monkeypatch.setattr(cifar10_sngan, "accelerator", Two)
+    game = cifar10_sngan.PictureGame("sngan", together.SIZES, together.data, 10, 0)
+    assert not game.can_capture and torch.equal(game.shared(grad), torch.tensor([2.0, 1.0]))
+    assert game.sizes["batch_size"] == game.sizes["batch_size_g"] == 4
+
+
+def test_an_iteration_is_that_of_the_paper(monkeypatch):
+    """Five steps of d, each with pictures and draws in one pass, then one of G with its batch."""
+    sizes = {**together.SIZES, "batch_size_g": 6}
+    game = cifar10_sngan.PictureGame("sngan", sizes, together.data, 10, 0)
+    seen, sizes_of_z, players = [], [], []
+    judge, prior, descend = game.gan.discriminator, Gan.prior, game._descend
+    judge.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
+    monkeypatch.setattr(Gan, "prior", lambda *how: sizes_of_z.append(how[1][1]) or prior(*how))
+    monkeypatch.setattr(game, "_descend", lambda *how: players.append(how[0]) or descend(*how))
+    game.iterate()
+    assert players == ["discriminator"] * 5 + ["generator"]
+    assert seen == [16] * 5 + [6] and sizes_of_z == [8] * 5 + [6]
+    assert game.optimizers["generator"].defaults["betas"] == (0.0, 0.9)
+    assert float(game.rate) == pytest.approx(2e-4)
+    game.iterate()
+    assert float(game.rate) == pytest.approx(2e-4 * 0.9)
+
+
+def test_a_picture_of_draws_is_whole_and_in_order(tmp_path):
+    x = torch.linspace(-1, 1, 64)[:, None, None, None].expand(64, 3, 4, 4)
+    run = runs.Run("r", {}, argparse.Namespace(seed=0, state=tmp_path), runs.Progress())
+    run.folder.mkdir()
+    cifar10_sngan.show(x, run, "sngan")
+    pixels = torch.from_numpy(imread(run.folder / "sngan.png"))[..., :3]
+    assert pixels.shape == (32, 32, 3)
+    corners = pixels[::4, ::4, 0].flatten()
+    torch.testing.assert_close(corners, (x[:, 0, 0, 0] + 1) / 2, atol=0.005, rtol=0)
+    assert [file.name for file in run.folder.iterdir()] == ["sngan.png"]
+
+
+@pytest.mark.parametrize(
+    ("card", "line"),
+    [({"data_sha256": "other"}, "another copy of CIFAR-10"), (None, "cifar10_features")],
+)
+def test_what_a_recipe_needs_is_told(card, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "cifar10_source", lambda: {"data_sha256": "this"})
+
+    def load(name, device="cpu", folder=None):
+        if card is None:
+            raise ValueError(f"no checkpoint {name}")
+        return checkpoints.Checkpoint({}, {}, card)
+
+    monkeypatch.setattr(checkpoints, "load", load)
+    with pytest.raises(SystemExit):
+        cifar10_sngan.main(["--out", str(tmp_path), "--state", str(tmp_path)])
+    assert line in capsys.readouterr().err
+
+
+def test_accelerate_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "cifar10_source", lambda: {"data_sha256": "this"})
+    monkeypatch.setattr(checkpoints, "load", lambda *how: None)
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(SystemExit):
+        cifar10_sngan.main(["--out", str(tmp_path), "--state", str(tmp_path)])
+    assert "pip install gan-ebm-utils[images]" in capsys.readouterr().err

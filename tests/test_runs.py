@@ -20,6 +20,7 @@ RECIPES = Path(runs.__file__).parent / "recipes"
 # Of each recipe: what its parts depend on, as code that runs in its module.
 SETTINGS = {
     "cifar10_features": "[settings_of(size) for size in SIZES]",
+    "cifar10_sngan": "[settings_of(size) for size in SIZES]",
     "cover": "settings_of(9)",
     "digits_classifier": "settings_of(9)",
     "ebgan_grid": "[settings_of(name) for name in GRIDS]",
@@ -50,6 +51,7 @@ SETTINGS = {
 }
 # What is stored or drawn to look at, when all is finished.
 FREE = {("mnist_features", "N_CHECK"), ("ebgan_grid", "SECONDS"), ("stacked_mnist", "WARM_UP")}
+FREE |= {("cifar10_sngan", "N_SHOWN")}
 FREE |= {("cover", name) for name in ("BOX", "N_SCORED, N_SHOWN", "TOP")}
 
 

@@ -3,6 +3,8 @@
 Generator and discriminator map (1, n, ...), the classifier (n, 3, 32, 32).
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -101,6 +103,33 @@ class _Sum(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.network(x)
+
+
+class OnFeatures(nn.Module):
+    """A discriminator that sees features only: head(features(x)), images (1, n, ...) to (1, n).
+
+    `features` maps (n, ...) to (n, n_features). It has no gradient of its own and stays in
+    evaluation mode, so that its batch normalisation does not see the batch. Such a logit ignores
+    what the features ignore (Ding et al. 2020, arXiv:1909.10670, fit ratios in features).
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> features = ImageClassifier(2, generator=g).features
+    >>> OnFeatures(features, Single(nn.Linear(16, 1)))(torch.zeros(1, 5, 3, 32, 32)).shape
+    torch.Size([1, 5])
+    """
+
+    def __init__(self, features: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.features, self.head = features.requires_grad_(False), head
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> OnFeatures:
+        super().train(mode)
+        self.features.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
 
 
 class ImageClassifier(nn.Module):

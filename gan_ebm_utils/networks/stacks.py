@@ -33,8 +33,15 @@ def drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
     return network
 
 
+def _quarter(side: int) -> int:
+    check_count(4, side=side)
+    if side % 4:
+        raise ValueError(f"side must be a multiple of 4, got {side}")
+    return side // 4
+
+
 def _trunk(width: int, channels: int) -> list[nn.Module]:
-    """Layers from stacks (n, channels, 28, 28) to features (n, 196 * width)."""
+    """Layers from stacks (n, channels, side, side) to 4 * width features at (side / 4)^2 places."""
     sizes = ((channels, width, 4, 2), (width, 2 * width, 4, 2), (2 * width, 4 * width, 3, 1))
     layers = [part for size in sizes for part in (nn.Conv2d(*size, 1), nn.LeakyReLU(0.2))]
     return [*layers, nn.Flatten()]
@@ -44,26 +51,29 @@ def stack_generator(
     width: int,
     latent_dim: int,
     channels: int = 3,
+    side: int = 28,
     *,
     generator: torch.Generator,
 ) -> Single:
-    """A generator of stacks, (1, n, latent_dim) to (1, n, channels, 28, 28) in (-1, 1).
+    """A generator of stacks, (1, n, latent_dim) to (1, n, channels, side, side) in (-1, 1).
 
-    A linear layer gives 2 * width channels of 7 x 7, two transposed convolutions double the size
-    and halve the channels, and a last one mixes them; each but the last ends in batch
-    normalisation.
+    A linear layer gives 2 * width channels of a quarter of the side, two transposed convolutions
+    double the size and halve the channels, and a last one mixes them; each but the last ends in
+    batch normalisation. `side` is a multiple of 4.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> stack_generator(4, 8, generator=g)(torch.zeros(1, 5, 8)).shape
     torch.Size([1, 5, 3, 28, 28])
     """
     check_count(width=width, latent_dim=latent_dim, channels=channels)
+    inner = _quarter(side)
 
     def end(n: int) -> list[nn.Module]:
         return [nn.BatchNorm2d(n), nn.LeakyReLU(0.2)]
 
     with torch.device("meta"):
-        layers = [nn.Linear(latent_dim, 98 * width), nn.Unflatten(1, (2 * width, 7, 7))]
+        layers = [nn.Linear(latent_dim, 2 * width * inner**2)]
+        layers.append(nn.Unflatten(1, (2 * width, inner, inner)))
         layers += [*end(2 * width), nn.ConvTranspose2d(2 * width, width, 4, 2, 1)]
         layers += [*end(width), nn.ConvTranspose2d(width, width // 2, 4, 2, 1)]
         layers += [*end(width // 2), nn.Conv2d(width // 2, channels, 3, 1, 1), nn.Tanh()]
@@ -71,11 +81,17 @@ def stack_generator(
 
 
 def stack_discriminator(
-    width: int, is_energy: bool = False, channels: int = 3, *, generator: torch.Generator
+    width: int,
+    is_energy: bool = False,
+    channels: int = 3,
+    side: int = 28,
+    *,
+    generator: torch.Generator,
 ) -> nn.Module:
-    """A discriminator of stacks, (1, n, channels, 28, 28) to d (1, n), which for an energy is -E.
+    """A discriminator of stacks, (1, n, channels, side, side) to d (1, n), or -E of an energy.
 
     Three convolutions and a linear layer, without normalisation: d depends on its own stack alone.
+    `side` is a multiple of 4.
 
     >>> g = torch.Generator().manual_seed(0)
     >>> stack_discriminator(2, generator=g)(torch.zeros(1, 5, 3, 28, 28)).shape
@@ -83,7 +99,8 @@ def stack_discriminator(
     """
     check_count(width=width, channels=channels)
     with torch.device("meta"):
-        network = Single(nn.Sequential(*_trunk(width, channels), nn.Linear(196 * width, 1)))
+        last = nn.Linear(4 * width * _quarter(side) ** 2, 1)
+        network = Single(nn.Sequential(*_trunk(width, channels), last))
     drawn(network, generator)
     return NegativeEnergy(network) if is_energy else network
 

@@ -180,11 +180,9 @@ class Game:
         channels: int = 3,
     ) -> None:
         self.rule, self.sizes, self.data, self.n_steps = rule, sizes, data, n_steps
-        self.rng = seeded(seed)
+        self.rng, self.channels = seeded(seed), channels
         device, latent_dim, rng = self.rng.device, sizes["latent_dim"], self.rng
-        width_g, width_d = sizes["width_g"], sizes["width_d"]
-        generator = stack_generator(width_g, latent_dim, channels, generator=rng)
-        judge = stack_discriminator(width_d, rule.is_energy, channels, generator=rng)
+        generator, judge = self.pair()
         self.gan = Gan(generator, judge, latent_dim)
         self.averaged = copy.deepcopy(generator)
         self.networks = {"generator": generator, "discriminator": judge, "averaged": self.averaged}
@@ -200,8 +198,19 @@ class Game:
             name: torch.optim.Adam(weights, self.rate, **settings)
             for name, weights in players.items()
         }
+        self.can_capture = True  # as a CUDA graph
         self.step = torch.zeros((), device=device)
         self.information = torch.full((), math.nan, device=device)
+
+    def pair(self) -> tuple[nn.Module, nn.Module]:
+        """New networks, a generator and a discriminator."""
+        sizes, rng = self.sizes, self.rng
+        shape = sizes["width_g"], sizes["latent_dim"], self.channels
+        generator = stack_generator(*shape, generator=rng)
+        energy = self.rule.is_energy
+        return generator, stack_discriminator(
+            sizes["width_d"], energy, self.channels, generator=rng
+        )
 
     def iterate(self) -> None:
         """One step of the generator after its discriminator's, all on the device."""
@@ -220,7 +229,7 @@ class Game:
                     loss = loss + rule.weight * self._penalty(where, x, y)
             self._descend("discriminator", loss)
         with self._autocast():
-            z = gan.prior(size, self.rng)
+            z = gan.prior((1, self.sizes.get("batch_size_g", size[1])), self.rng)
             y = gan.generator(z)
             fake = gan.discriminator(y).float()
             with torch.no_grad():
@@ -247,8 +256,12 @@ class Game:
         """A step of a player's weights only: a generator's gradient passes through d."""
         weights = self.optimizers[player].param_groups[0]["params"]
         for weight, grad in zip(weights, torch.autograd.grad(loss.sum(), weights), strict=True):
-            weight.grad = grad
+            weight.grad = self.shared(grad)
         self.optimizers[player].step()
+
+    def shared(self, grad: Tensor) -> Tensor:
+        """The gradient of all processes, of which there is one."""
+        return grad
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -295,7 +308,7 @@ def repeat(game: Game, n: int) -> None:
     Networks of this size are bound there by the launches of their kernels.
     """
     device = game.rng.device
-    if device.type != "cuda" or n <= WARM_UP:
+    if device.type != "cuda" or n <= WARM_UP or not game.can_capture:
         for _ in range(n):
             game.iterate()
         return

@@ -1,0 +1,332 @@
+"""Train an SNGAN and a DCGAN on CIFAR-10, and refit their discriminators.
+
+    python -m gan_ebm_utils.recipes.cifar10_sngan
+
+writes the checkpoint `cifar10_sngan`. Of each game it holds `NAME_generator`, with averaged
+weights, `NAME_discriminator`, as the game left it, and `NAME_head`, fitted to the finished
+generator on top of `features`. These are of a classifier that is trained here, on the part of the
+training set that the refits see, and not those of `cifar10_features`, in which the card gives the
+FIDs.
+
+| game | networks | loss | d's steps | Adam's betas |
+|---|---|---|---|---|
+| `sngan` | residual, d with spectral normalisation | hinge | 5 | 0, 0.9 |
+| `dcgan` | plain convolutions, d without normalisation | non-saturating | 1 | 0.5, 0.9 |
+
+The learning rate falls linearly from 2e-4 to 0. With `--full` the networks, batches and steps of
+the discriminator are those of Miyato et al. 2018 (arXiv:1802.05957), with 20,000 steps of 50,000.
+Without it widths are a quarter, for about three hours of two CPU cores.
+
+The games run through Accelerate: on a CPU, on a GPU, where a whole iteration is captured as one
+CUDA graph, or on several with `accelerate launch -m gan_ebm_utils.recipes.cifar10_sngan`, which
+share each batch. Pictures of draws are written beside the stored parts as a game goes on, as
+`NAME.png`. A run that is cut off goes on after the last part that was finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from matplotlib.image import imsave
+from torch import Tensor, nn
+
+from gan_ebm_utils import checkpoints, losses, metrics, runs
+from gan_ebm_utils.base import Gan, default_device, evaluating, seeded, whole_file
+from gan_ebm_utils.datasets import Images, cifar10, minibatches, to_bytes
+from gan_ebm_utils.networks import (
+    ImageClassifier,
+    mlp,
+    sngan_discriminator,
+    sngan_generator,
+    stack_discriminator,
+    stack_generator,
+)
+from gan_ebm_utils.recipes import cifar10_features, mnist_features
+from gan_ebm_utils.recipes.stacked_mnist import LEARNING_RATE, Game, Rule, repeat
+from gan_ebm_utils.training import fit_discriminator
+
+RULES = {
+    "sngan": Rule("hinge_d_loss", "wasserstein_g_loss", 5, betas=(0.0, 0.9)),
+    "dcgan": Rule("gan_d_loss", "non_saturating_g_loss"),
+}
+BUILDERS = {
+    "sngan": (sngan_generator, sngan_discriminator),
+    "dcgan": (stack_generator, stack_discriminator),
+}
+SIDE = {"dcgan": {"side": 32}}  # what else a builder takes
+SIZES: dict[str, dict[str, Any]] = {
+    "quarter": {
+        "latent_dim": 128,
+        "batch_size": 64,
+        "batch_size_g": 64,
+        "decay": 0.998,
+        "sngan": {"width_g": 64, "width_d": 32, "steps": 6000},
+        "dcgan": {"width_g": 64, "width_d": 32, "steps": 6000},
+    },
+    "full": {
+        "latent_dim": 128,
+        "batch_size": 64,
+        "batch_size_g": 128,
+        "decay": 0.999,
+        "sngan": {"width_g": 256, "width_d": 128, "steps": 20_000},
+        "dcgan": {"width_g": 128, "width_d": 64, "steps": 20_000},
+    },
+}
+N_POINTS = 20  # of a game, at which it is stored
+CLASSIFIER = {"width": 16, "epochs": 10}
+HIDDEN = (256, 256)
+REFIT = {"n_steps": 3000, "batch_size": 256, "learning_rate": 1e-3}
+# Training images that the refits see, draws of a generator beside them, and how many of both, of
+# other images, are for its card.
+N_REFIT, N_DRAWS, N_HELD_OUT = 40_000, 40_000, 5_000
+N_FID, PART = 10_000, 500
+N_SHOWN = 64  # draws of a picture
+
+
+def accelerator() -> Any:
+    """The part of this process among those that share the work."""
+    from accelerate import Accelerator  # here, since only this recipe needs it
+
+    return Accelerator(cpu=default_device().type == "cpu")
+
+
+class PictureGame(Game):
+    """A game whose networks are those of a kind, and whose batches are shared by processes."""
+
+    def __init__(self, kind: str, sizes: dict[str, Any], *how: Any) -> None:
+        self.kind, self.accelerator = kind, accelerator()
+        n = self.accelerator.num_processes
+        shares = {key: sizes[key] // n for key in ("batch_size", "batch_size_g")}
+        super().__init__(RULES[kind], {**sizes, **shares}, *how)
+        self.can_capture = n == 1
+        self.apart()
+
+    def pair(self) -> tuple[nn.Module, nn.Module]:
+        g, d = settings_of_pair(self.kind, self.sizes)
+        built = zip(BUILDERS[self.kind], (g, d), strict=True)
+        networks = [builder(**how, generator=self.rng) for builder, how in built]
+        generator, judge = (each.to(memory_format=torch.channels_last) for each in networks)
+        return generator, judge
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self.apart()
+
+    def apart(self) -> None:
+        """Let other processes than the first have draws of their own."""
+        if rank := self.accelerator.process_index:
+            self.rng.manual_seed(self.rng.initial_seed() + 1000 * int(self.step) + rank)
+
+    def shared(self, grad: Tensor) -> Tensor:
+        return self.accelerator.reduce(grad, "mean") if not self.can_capture else grad
+
+
+def settings_of_pair(kind: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the builders of a kind take, but for the generator of random numbers."""
+    other = SIDE.get(kind, {})
+    generator = {"width": sizes["width_g"], "latent_dim": sizes["latent_dim"], **other}
+    return generator, {"width": sizes["width_d"], **other}
+
+
+def play(kind: str, given: dict[str, Any], seed: int, run: runs.Run) -> tuple[Any, float]:
+    """The state of a finished game, and the seconds it took."""
+    images = cifar10("train").images.to(default_device())
+    sizes, data = {**given, **given[kind]}, minibatches(images)
+    points = points_of(kind, given)
+
+    def advance(state: dict[str, Any] | None) -> dict[str, Any]:
+        game, done = PictureGame(kind, sizes, data, points[-1], seed), 0
+        if state:
+            game.load(state)
+            done = int(game.step)
+        repeat(game, next(point for point in points if point > done) - done)
+        with torch.no_grad(), evaluating(game.averaged), runs.autocast(game.rng.device):
+            z = Gan(game.averaged, None, sizes["latent_dim"]).prior((1, N_SHOWN), seeded(seed))
+            show(game.averaged(z)[0], run, kind)
+        return game.state()
+
+    return run.in_steps(kind, [*stages_of(kind, given)], advance)
+
+
+def show(images: Tensor, run: runs.Run, kind: str) -> None:
+    """Write images (64, 3, h, w) as a picture, eight in a row."""
+    grid = to_bytes(images.float()).cpu().unflatten(0, (-1, 8)).permute(0, 3, 1, 4, 2)
+    with whole_file(run.folder / f"{kind}.png") as part:
+        imsave(part, grid.flatten(2, 3).flatten(0, 1).numpy(), format="png")
+
+
+def points_of(kind: str, given: dict[str, Any]) -> list[int]:
+    """After which steps a game is stored."""
+    steps = given[kind]["steps"]
+    return sorted({max(1, steps * (i + 1) // N_POINTS) for i in range(N_POINTS)})
+
+
+def stages_of(kind: str, given: dict[str, Any]) -> dict[str, float]:
+    """The parts of a game, with how long each takes."""
+    points, rule = points_of(kind, given), RULES[kind]
+    weight = 6.0 if kind == "sngan" else 1.0  # residual networks have more to do
+    starts = [0, *points[:-1]]
+    return {
+        f"{kind} at {end}": weight * (rule.d_steps + 1) * (end - start)
+        for start, end in zip(starts, points, strict=True)
+    }
+
+
+# ---- the refits and the scores
+
+
+def classify(seed: int, run: runs.Run) -> nn.Module:
+    """A classifier of the training images that the refits see."""
+    images, labels = cifar10("train")
+    data, generator = Images(images[:N_REFIT], labels[:N_REFIT]), seeded(seed, "cpu")
+    settings = {**cifar10_features.TRAINING, **CLASSIFIER}
+    changed = partial(cifar10_features.mirrored, max_shift=settings["max_shift"])
+    classifier = ImageClassifier(CLASSIFIER["width"], generator=generator)
+    return mnist_features.train(
+        classifier, data, CLASSIFIER["epochs"], settings, changed, generator, run, lambda _: None
+    )[0]
+
+
+@torch.no_grad()
+def draws_of(generator: nn.Module, latent_dim: int, n: int, rng: torch.Generator) -> Any:
+    """n samples of a generator in evaluation mode, in parts (1, PART, 3, 32, 32)."""
+    gan = Gan(generator, None, latent_dim)
+    with evaluating(generator), runs.autocast(rng.device):
+        for size in (len(part) for part in torch.arange(n).split(PART)):
+            yield gan.generator(gan.prior((1, size), rng)).float()
+
+
+@torch.no_grad()
+def seen(features: nn.Module, parts: Any) -> Tensor:
+    """Features (n, n_features) of parts of images (n, 3, 32, 32)."""
+    return torch.cat([features(part) for part in parts])
+
+
+def refit(generator: nn.Module, latent_dim: int, features: nn.Module, seed: int) -> dict[str, Any]:
+    """The weights of a head fitted to the finished generator, and its loss on held-out images."""
+    rng = seeded(seed)
+    images = cifar10("train").images
+    real = seen(features, (x.to(rng.device) for x in images[: N_REFIT + N_HELD_OUT].split(PART)))
+    drawn = draws_of(generator, latent_dim, N_DRAWS + N_HELD_OUT, rng)
+    fake = seen(features, (x[0] for x in drawn))
+    head = mlp(real.shape[1], HIDDEN, generator=rng).to(rng.device)
+    learn = [minibatches(each) for each in (real[:N_REFIT], fake[:N_DRAWS])]
+    fit_discriminator(head, *learn, losses.gan_d_loss, generator=rng, **REFIT)
+    head.half().float()  # as it is stored
+    with torch.no_grad():
+        logits = [head(each[None]) for each in (real[N_REFIT:], fake[N_DRAWS:])]
+    loss = float(losses.gan_d_loss(*logits))
+    return {"weights": head.state_dict(), "held_out_loss": loss}
+
+
+def fid(parts: Any, judge: checkpoints.Checkpoint) -> float:
+    """FID of parts of images against the test set, in features of `cifar10_features`."""
+    network = judge.networks["classifier"].features
+    found = seen(network, (x.to(default_device()) for x in parts))
+    truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
+    return metrics.frechet_distance(*(each.cpu() for each in metrics.moments(found)), *truth)
+
+
+def settings_of(size: str) -> dict[str, Any]:
+    """Everything that the networks depend on, but for the seed, the data and the judge."""
+    return {
+        "rules": {kind: rule._asdict() for kind, rule in RULES.items()},
+        "sizes": SIZES[size],
+        "side": SIDE,
+        "learning_rate": [LEARNING_RATE, 0.0],  # at the first and after the last step
+        "n_points": N_POINTS,
+        "classifier": {**cifar10_features.TRAINING, **CLASSIFIER},
+        "refit": {**REFIT, "hidden": list(HIDDEN), "n_data": N_REFIT, "n_draws": N_DRAWS},
+        "n_held_out": N_HELD_OUT,
+        "n_fid": N_FID,
+        "part": PART,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe; see `--help`."""
+    what = __doc__.replace("    python", "  python")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=what, formatter_class=form)
+    parser.add_argument("--full", action="store_true", help="the sizes of the paper, for a GPU")
+    args = runs.parse(parser, argv)
+    given = SIZES["full" if args.full else "quarter"]
+    try:
+        device, source = default_device(), runs.cifar10_source()
+        judge, share = checkpoints.load("cifar10_features", device), accelerator()
+    except (RuntimeError, ValueError) as error:  # no such device, no CIFAR-10, no classifier
+        parser.error(str(error))
+    except ImportError as error:
+        parser.error(f"{error}; install it with: pip install gan-ebm-utils[images]")
+    if judge.card["data_sha256"] != source["data_sha256"]:
+        line = "another copy of CIFAR-10 than this one; run the recipe cifar10_features on it"
+        parser.error(f"cifar10_features was trained on {line}")
+    source |= {"features_sha256": judge.card["sha256"], "device": device.type}
+    name, settings = "cifar10_sngan", settings_of("full" if args.full else "quarter")
+    run = runs.Run(name, settings, args, runs.Progress(), **source)
+    if run.is_stored(name, args.out):
+        print(f"{name}: kept")
+        run.remove_parts()
+        return
+    run.writes, run.wait = share.is_main_process, share.wait_for_everyone
+    sizes = dict.fromkeys(mnist_features.epochs_of(CLASSIFIER["epochs"]), 500.0)
+    for kind in RULES:
+        sizes |= {**stages_of(kind, given), f"refit of {kind}": 500.0, f"fid of {kind}": 500.0}
+    run.expect(sizes)
+    latent_dim, networks, found, total = given["latent_dim"], {}, {}, 0.0
+
+    def once(part: str, make: Callable, *before: Any) -> Any:
+        nonlocal total
+        seed = int(runs.key_of({"seed": args.seed, "part": part}), 16)
+        made, took = run.once(part, partial(make, *before, seed))
+        total += took
+        return made
+
+    classifier = classify(args.seed + 1, run).half().float().eval().requires_grad_(False)
+    networks["features"] = (classifier, ImageClassifier, {"width": CLASSIFIER["width"]})
+    for kind in RULES:
+        state, took = play(kind, given, args.seed, run)
+        total += took
+        pair = []
+        roles = zip(("averaged", "discriminator"), BUILDERS[kind], strict=True)
+        for (role, builder), how in zip(
+            roles, settings_of_pair(kind, {**given, **given[kind]}), strict=True
+        ):
+            network = builder(**how, generator=seeded(0, "cpu"))
+            network.load_state_dict(state[role])
+            network.half().float().eval().requires_grad_(False)  # as it is stored
+            pair.append((network, builder, how))
+        networks[f"{kind}_generator"], networks[f"{kind}_discriminator"] = pair
+        generator = pair[0][0].to(device)
+        features = classifier.to(device).features
+        fit = once(f"refit of {kind}", refit, generator, latent_dim, features)
+        how = {"in_features": features.num_features, "hidden": list(HIDDEN)}
+        head = mlp(**how, generator=seeded(0, "cpu")).eval()
+        head.load_state_dict(fit["weights"])
+        networks[f"{kind}_head"] = (head, mlp, how)
+
+        def scored(seed: int, generator: nn.Module = generator) -> float:
+            parts = draws_of(generator, latent_dim, N_FID, seeded(seed))
+            return fid((part[0] for part in parts), judge)
+
+        found[kind] = {
+            "fid": once(f"fid of {kind}", scored),
+            "held_out_loss": fit["held_out_loss"],
+            "seconds": round(took, 1),
+        }
+    found["fid_train_against_test"] = judge.card["metrics"]["frechet_train_test"]["value"]
+    found |= {"precision": str(runs.precision(device)), "seconds": round(total, 1)}
+    if run.writes:
+        networks = {key: (each[0].half().cpu(), *each[1:]) for key, each in networks.items()}
+        checkpoints.save(name, networks, {}, run.card(found), args.out)
+        run.remove_parts()
+        print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
