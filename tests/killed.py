@@ -50,6 +50,7 @@ def make_tiny(recipe):
     module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
     if recipe == "cifar10_features":
         module.SIZES["quarter"] |= {"width": 2, "epochs": 3}
+        module.N_TRAIN = 12
     if recipe == "cifar10_sngan":
         small = {"width_g": 2, "width_d": 2, "steps": 4}
         sizes = {"latent_dim": 4, "batch_size": 4, "batch_size_g": 6}
@@ -166,7 +167,7 @@ def _tiny_judge(module):
             return stored(name, device, folder)
         classifier = ImageClassifier(2, generator=torch.Generator().manual_seed(0)).eval()
         moments = {"test_mean": torch.zeros(16), "test_covariance": torch.eye(16)}
-        card = {"sha256": "9", "metrics": {"frechet_train_test": {"value": 1.0}}}
+        card = {"sha256": "9", "metrics": {"frechet_held_out_test": {"value": 1.0}}}
         card |= {"data_sha256": runs.cifar10_source()["data_sha256"]}
         return checkpoints.Checkpoint({"classifier": classifier}, moments, card)
 

@@ -319,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
             "held_out_loss": fit["held_out_loss"],
             "seconds": round(took, 1),
         }
-    found["fid_train_against_test"] = judge.card["metrics"]["frechet_train_test"]["value"]
+    found["fid_of_held_out"] = judge.card["metrics"]["frechet_held_out_test"]["value"]
     found |= {"precision": str(runs.precision(device)), "seconds": round(total, 1)}
     if run.writes:
         networks = {key: (each[0].half().cpu(), *each[1:]) for key, each in networks.items()}

@@ -155,29 +155,30 @@ def accuracy_metrics(logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def scores_of(
-    classifier: nn.Module, train_set: Images, test_set: Images, seconds: float
+    classifier: nn.Module, sets: dict[str, Images], seconds: float
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What is stored beside a classifier: moments of its features and a check, and its metrics."""
-    device = default_device()
-    scored = {
-        "train": evaluate(classifier, train_set.images, device),
-        "test": evaluate(classifier, test_set.images, device),
-    }
+    """What is stored beside a classifier: moments of its features and a check, and its metrics.
+
+    Of `sets` one is "test", with which the others are compared.
+    """
+    device, test_set = default_device(), sets["test"]
+    scored = {split: evaluate(classifier, data.images, device) for split, data in sets.items()}
     stats = {split: moments(scores.features) for split, scores in scored.items()}
     frequencies = {
         split: torch.bincount(data.labels, minlength=10) / len(data.labels)
-        for split, data in (("train", train_set), ("test", test_set))
+        for split, data in sets.items()
     }
     metrics = {
         **accuracy_metrics(scored["test"].logits, test_set.labels),
         "n_parameters": sum(p.numel() for p in classifier.parameters()),
-        "frechet_train_test": {
-            "value": float(frechet_distance(*stats["train"], *stats["test"])),
-            "n_train": len(train_set.labels),
-            "n_test": len(test_set.labels),
-        },
         "seconds": round(seconds, 1),
     }
+    for split in sets.keys() - {"test"}:
+        metrics[f"frechet_{split}_test"] = {
+            "value": float(frechet_distance(*stats[split], *stats["test"])),
+            f"n_{split}": len(sets[split].labels),
+            "n_test": len(test_set.labels),
+        }
     tensors = {
         "check_images": to_bytes(test_set.images[:N_CHECK]),
         "check_labels": test_set.labels[:N_CHECK],
@@ -198,7 +199,7 @@ def settings_of(epochs: int) -> dict[str, Any]:
 def make(
     name: str,
     built: checkpoints.Built,
-    sets: tuple[Images, Images],
+    sets: dict[str, Images],
     settings: dict[str, Any],
     changed: Callable[[Tensor, torch.Generator], Tensor],
     generator: torch.Generator,
@@ -206,12 +207,12 @@ def make(
     facts: dict[str, Any],
     **source: str,
 ) -> None:
-    """Train the classifier `built` on the first of `sets` and write it as the checkpoint `name`.
+    """Train the classifier `built` on one of `sets`, "train", and write the checkpoint `name`.
 
     `settings` are all that it depends on, but for the seed and the data, as `settings_of` has them.
     `facts` come to the metrics on its card.
     """
-    device, (train_set, test_set), epochs = default_device(), sets, settings["epochs"]
+    device, test_set, epochs = default_device(), sets["test"], settings["epochs"]
     run = runs.Run(name, settings, args, runs.Progress(), **source)
     run.expect(dict.fromkeys(epochs_of(epochs), 1))
 
@@ -220,8 +221,10 @@ def make(
         print(f"test accuracy {right.double().mean():.4f}", flush=True)
 
     classifier, *how = built
-    found, seconds = train(classifier, train_set, epochs, settings, changed, generator, run, report)
-    tensors, metrics = scores_of(found, train_set, test_set, seconds)
+    found, seconds = train(
+        classifier, sets["train"], epochs, settings, changed, generator, run, report
+    )
+    tensors, metrics = scores_of(found, sets, seconds)
     metrics, networks = {**metrics, **facts}, {"classifier": (found, *how)}
     checkpoints.save(name, networks, tensors, run.card(metrics), args.out)
     run.remove_parts()
@@ -235,7 +238,8 @@ def main(argv: list[str] | None = None) -> None:
     args = runs.parse(parser, argv)
     generator = seeded(args.seed, "cpu")
     built = MnistClassifier(**ARCHITECTURE, generator=generator), MnistClassifier, ARCHITECTURE
-    sets, settings = (mnist("train"), mnist("test")), settings_of(args.epochs)
+    sets = {"train": mnist("train"), "test": mnist("test")}
+    settings = settings_of(args.epochs)
     changed = partial(shifted, max_shift=TRAINING["max_shift"])
     source = runs.mnist_source()
     make("mnist_features", built, sets, settings, changed, generator, args, {}, **source)
