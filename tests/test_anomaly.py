@@ -128,5 +128,5 @@ def test_an_energy_that_is_lost_is_told(images, monkeypatch):
     monkeypatch.setattr(
         mnist_meg_anomaly, "energies", lambda game, x: 2 * (torch.full((len(x),), math.inf),)
     )
-    with pytest.raises(RuntimeError, match="not finite after 2 steps; lower LEARNING_RATE"):
+    with pytest.raises(RuntimeError, match="not finite after 2 steps; lower the learning_rate"):
         mnist_meg_anomaly.train(split_of(4, seed=1), 0, GIVEN)

@@ -13,12 +13,16 @@ from gan_ebm_utils.energies import NegativeEnergy
 
 
 def drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
-    """`network`, built on the device "meta", with weights of He's variance from `generator`.
+    """`network`, built on the device "meta", with weights drawn from `generator`.
+
+    Their variance is 1 / (3 n) if a unit has n inputs, as in PyTorch's own layers, a sixth of He's.
+    Weights that begin small change more in relation to themselves, and after a normalisation only
+    that counts: games from He's variance took ten times as long.
 
     >>> with torch.device("meta"):
-    ...     layer = nn.Linear(2, 50)
-    >>> drawn(layer, torch.Generator().manual_seed(0)).weight.std().round(decimals=1)
-    tensor(1., grad_fn=<RoundBackward1>)
+    ...     layer = nn.Linear(3, 500)
+    >>> drawn(layer, torch.Generator().manual_seed(0)).weight.std().round(decimals=2)
+    tensor(0.3300, grad_fn=<RoundBackward1>)
     """
     network.to_empty(device=generator.device).float()
     for layer in network.modules():
@@ -27,7 +31,7 @@ def drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
         elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             # A transposed kernel hits an output only once in stride^2 of its weights.
             share = math.prod(layer.stride) if isinstance(layer, nn.ConvTranspose2d) else 1
-            std = (2 * share * layer.bias.numel() / layer.weight.numel()) ** 0.5
+            std = (share * layer.bias.numel() / layer.weight.numel() / 3) ** 0.5
             nn.init.normal_(layer.weight, std=std, generator=generator)
             nn.init.zeros_(layer.bias)
     return network

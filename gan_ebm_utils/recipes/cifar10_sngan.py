@@ -47,7 +47,7 @@ from gan_ebm_utils.networks import (
     stack_generator,
 )
 from gan_ebm_utils.recipes import cifar10_features, mnist_features
-from gan_ebm_utils.recipes.stacked_mnist import LEARNING_RATE, Game, Rule, repeat
+from gan_ebm_utils.recipes.stacked_mnist import Game, Rule, repeat
 from gan_ebm_utils.training import fit_discriminator
 
 RULES = {
@@ -64,6 +64,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "latent_dim": 128,
         "batch_size": 64,
         "batch_size_g": 64,
+        "learning_rate": 2e-4,
         "decay": 0.998,
         "sngan": {"width_g": 64, "width_d": 32, "steps": 6000},
         "dcgan": {"width_g": 64, "width_d": 32, "steps": 6000},
@@ -72,6 +73,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "latent_dim": 128,
         "batch_size": 64,
         "batch_size_g": 128,
+        "learning_rate": 2e-4,
         "decay": 0.999,
         "sngan": {"width_g": 256, "width_d": 128, "steps": 20_000},
         "dcgan": {"width_g": 128, "width_d": 64, "steps": 20_000},
@@ -238,7 +240,6 @@ def settings_of(size: str) -> dict[str, Any]:
         "rules": {kind: rule._asdict() for kind, rule in RULES.items()},
         "sizes": SIZES[size],
         "side": SIDE,
-        "learning_rate": [LEARNING_RATE, 0.0],  # at the first and after the last step
         "n_points": N_POINTS,
         "classifier": {**cifar10_features.TRAINING, **CLASSIFIER},
         "refit": {**REFIT, "hidden": list(HIDDEN), "n_data": N_REFIT, "n_draws": N_DRAWS},

@@ -41,7 +41,7 @@ from torch import Tensor
 from gan_ebm_utils import checkpoints, runs
 from gan_ebm_utils.base import default_device, seeded
 from gan_ebm_utils.datasets import minibatches, mnist
-from gan_ebm_utils.recipes.stacked_mnist import LEARNING_RATE, LOSSES, Game, Rule, repeat
+from gan_ebm_utils.recipes.stacked_mnist import LOSSES, Game, Rule, repeat
 
 DIGITS = (1, 4, 5, 7, 9)
 RULE = LOSSES["meg"]._replace(d_steps=1, weight=100.0)
@@ -51,6 +51,7 @@ SIZES = {
     "width_t": 16,
     "latent_dim": 64,
     "batch_size": 32,
+    "learning_rate": 2e-4,
     "decay": 0.99,
 }
 N_POINTS = 12
@@ -123,7 +124,9 @@ def train(split: Split, seed: int, given: dict[str, Any]) -> dict[str, Any]:
         repeat(game, until - int(game.step))
         energy, slope = energies(game, split.test)
         if not bool((energy.isfinite() & slope.isfinite()).all()):
-            raise RuntimeError(f"the energy is not finite after {until} steps; lower LEARNING_RATE")
+            raise RuntimeError(
+                f"the energy is not finite after {until} steps; lower the learning_rate"
+            )
         rank = float(spearmanr(energy.numpy(), ink.numpy()).statistic)
         areas = [*auprc(split, energy), *auprc(split, slope)]
         course.append([float(until), *areas, rank, float(game.information)])
@@ -187,7 +190,6 @@ def settings_of(steps: int, seeds: int) -> dict[str, Any]:
         "digits": list(DIGITS),
         "rule": RULE._asdict(),
         "sizes": SIZES,
-        "learning_rate": LEARNING_RATE,
         "steps": steps,
         "seeds": seeds,
         "n_points": N_POINTS,
