@@ -408,12 +408,28 @@ def test_the_last_scores_are_those_of_both_generators_and_the_second_judge_sees_
     found = stacked_mnist.last_scores(pair, 5, judges, given, rng())
     assert found["modes"].tolist() == [[1, 1], [1, 1]] and found["kl"].shape == (2, 2)
     assert found["second"].tolist() == pytest.approx([2, math.log(500)])
+    p = found["counts"].flatten(1) / 1200
+    assert p.sum(dim=1).tolist() == [1, 1] and (p > 0).sum(dim=1).tolist() == [1, 1]
+    assert found["kl"][0, 0] == pytest.approx(float((p * (1000 * p).log()).nan_to_num()[0].sum()))
     # All features have the mean 0.5 of the test set, and the covariance 1.
     assert float(found["fid"]) < 0.5
     stacks = stacked_mnist.stacks_of(pair[1], 5, 1200, rng())
     assert stacked_mnist.fid_of(stacks, judges[stacked_mnist.SECOND], "train") > n - 1
     first = stacked_mnist.last_scores(pair[::-1], 5, judges, given, rng())
     assert float(first["fid"]) > 1, "a control: 0.1 is not the mean of the test set"
+
+
+def test_each_stack_is_counted_where_its_digits_are():
+    digits = torch.tensor([[1, 2, 3], [1, 2, 3], [9, 0, 4]])
+
+    class Reads(nn.Module):
+        def forward(self, x):
+            return F.one_hot((x[:, 0, 0, 0] * 10).round().long(), 10).float()
+
+    stacks = (digits / 10)[None, :, :, None, None].expand(1, 3, 3, 28, 28)
+    counts = stacked_mnist.counts_of([stacks[:, :2], stacks[:, 2:]], Reads().eval())
+    assert counts[1, 2, 3] == 2 and counts[9, 0, 4] == 1 and counts.sum() == 3
+    assert stacked_mnist.counts_of([stacks / 0], Reads().eval()).sum() == 0
 
 
 # ---- the recipe

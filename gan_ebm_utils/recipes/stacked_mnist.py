@@ -111,7 +111,7 @@ SIZES = {
         "steps": {"1": 2400, "5": 800},
         "learning_rate": 1e-3,
         "decay": 0.998,
-        "long": {"width_d": 64, "steps": {"1": 3600, "5": 1200}},
+        "long": {"width_d": 64, "steps": {"1": 3300, "5": 1100}},
     },
     "full": {
         "width_g": 128,
@@ -360,6 +360,16 @@ def modes_of(stacks: list[Tensor], classifier: nn.Module) -> tuple[float, float]
 
 
 @torch.no_grad()
+def counts_of(stacks: list[Tensor], classifier: nn.Module) -> Tensor:
+    """How many of the stacks are read as each mode, (10, 10, 10), 0 where one is not finite."""
+    counts = torch.zeros(10, 10, 10, dtype=torch.int32)
+    if all(bool(part.isfinite().all()) for part in stacks):
+        found = torch.cat([classes(classifier, part) for part in stacks], dim=1)[0].cpu()
+        counts.index_put_(tuple(found.T), torch.ones(len(found), dtype=torch.int32), True)
+    return counts
+
+
+@torch.no_grad()
 def fid_of(stacks: list[Tensor], judge: checkpoints.Checkpoint, split: str = "test") -> float:
     """FID of all channels as digits, against those of a split, in features of `mnist_features`."""
     if not all(bool(part.isfinite().all()) for part in stacks):
@@ -377,21 +387,24 @@ def last_scores(
     scoring: dict[str, Any],
     rng: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Modes and KL of generators, (generators, samplings), and what SECOND says of the last one.
+    """Modes and KL of generators, (generators, samplings), and what else is seen of one sampling.
 
-    That is its modes and its KL, (2,), in the first sampling, and its FID, ().
+    That is how often each mode was found in the first, (generators, 10, 10, 10); and for the last
+    generator its modes and KL, (2,), as SECOND counts them, and its FID, ().
     """
-    n, counts = scoring["n_last"], []
+    n, counts, shares = scoring["n_last"], [], []
     for generator in generators:
         first = stacks_of(generator, latent_dim, n, rng)
         others = (stacks_of(generator, latent_dim, n, rng) for _ in range(scoring["samplings"] - 1))
         classifier = judges[COUNTING].networks["classifier"]
         counts.append([modes_of(stacks, classifier) for stacks in (first, *others)])
+        shares.append(counts_of(first, classifier))
     modes, kl = torch.tensor(counts, dtype=torch.float64).unbind(dim=2)
     second = modes_of(first, judges[SECOND].networks["classifier"])
     fid = fid_of(first, judges[SECOND])
     of_second = {"second": torch.tensor(second), "fid": torch.tensor(fid)}
-    return {"modes": modes, "kl": kl, **{key: value.double() for key, value in of_second.items()}}
+    of_first = {"modes": modes, "kl": kl, "counts": torch.stack(shares)}
+    return {**of_first, **{key: value.double() for key, value in of_second.items()}}
 
 
 # ---- the trainings
