@@ -392,10 +392,9 @@ MADE = {  # what they return lies where their inputs lie
     "networks.ImageClassifier": network(
         lambda g: networks.ImageClassifier(2, generator=g).eval(), 4, 3, 32, 32
     ),
-    "networks.OnFeatures": lambda at: networks.OnFeatures(
-        networks.ImageClassifier(2, generator=rng(at)).features,
-        networks.mlp(16, (4,), generator=rng(at)),
-    )(normal(at, 1, 4, 3, 32, 32)),
+    "networks.ImageFeatureDiscriminator": network(
+        lambda g: networks.ImageFeatureDiscriminator(2, (4,), generator=g), R, 4, 3, 32, 32
+    ),
     "networks.digit_classifier": network(
         lambda g: networks.digit_classifier(2, 4, 0.5, generator=g).eval(), 4, 1, 28, 28
     ),

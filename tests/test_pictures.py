@@ -13,7 +13,12 @@ from torch import nn
 from gan_ebm_utils import checkpoints, runs
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import Images
-from gan_ebm_utils.networks import ImageClassifier, sngan_discriminator, sngan_generator
+from gan_ebm_utils.networks import (
+    ImageClassifier,
+    ImageFeatureDiscriminator,
+    sngan_discriminator,
+    sngan_generator,
+)
 from gan_ebm_utils.recipes import cifar10_features, cifar10_sngan, mnist_features
 
 
@@ -254,3 +259,30 @@ def test_accelerate_is_asked_for(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cifar10_sngan.main(["--out", str(tmp_path), "--state", str(tmp_path)])
     assert "pip install gan-ebm-utils[images]" in capsys.readouterr().err
+
+
+def test_a_refit_sees_features_only_and_in_evaluation_mode():
+    judge = ImageFeatureDiscriminator(2, (4,), generator=rng()).train()
+    x = randn(2, 3, 3, 32, 32, generator=rng(1))
+    d = judge(x)
+    assert d.shape == (2, 3)
+    torch.testing.assert_close(judge(x[:1, :1]), d[:1, :1])  # no statistics of the batch
+    assert not any(weight.requires_grad for weight in judge.features.parameters())
+    assert all(weight.requires_grad for weight in judge.head.parameters())
+    # The control: features in training mode see the batch.
+    judge.features.train()
+    assert (judge(x[:1]) - judge(x)[:1]).abs().max() > 1e-4
+
+
+def test_draws_are_coarse_and_what_sees_them_is_not(monkeypatch):
+    able = {"amx_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    generator = sngan_generator(2, 3, generator=rng())
+    monkeypatch.setattr(cifar10_sngan, "PART", 4)
+    parts = cifar10_sngan.draws_of(generator, 3, 10, rng(1))
+    sizes = []
+    for x in parts:
+        assert torch.equal(x, x.bfloat16().float()) and x.dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+        sizes.append(x.shape[1])
+    assert sizes == [4, 4, 2] and generator.training

@@ -10,7 +10,7 @@ from gan_ebm_utils.base import randn
 from gan_ebm_utils.recipes import cifar10_sngan
 
 SIZES = {"latent_dim": 4, "batch_size": 8, "batch_size_g": 8, "decay": 0.9, "learning_rate": 2e-4}
-SIZES |= {"width_g": 2, "width_d": 2, "width_t": 2}
+SIZES |= {kind: {"width_g": 2, "width_d": 2} for kind in ("sngan", "dcgan")}
 
 
 def data(size, rng):

@@ -11,7 +11,9 @@ from gan_ebm_utils.networks.images import ConvGenerator as ConvGenerator
 from gan_ebm_utils.networks.images import FeatureDiscriminator as FeatureDiscriminator
 from gan_ebm_utils.networks.images import MnistClassifier as MnistClassifier
 from gan_ebm_utils.networks.residual import ImageClassifier as ImageClassifier
-from gan_ebm_utils.networks.residual import OnFeatures as OnFeatures
+from gan_ebm_utils.networks.residual import (
+    ImageFeatureDiscriminator as ImageFeatureDiscriminator,
+)
 from gan_ebm_utils.networks.residual import sngan_discriminator as sngan_discriminator
 from gan_ebm_utils.networks.residual import sngan_generator as sngan_generator
 from gan_ebm_utils.networks.stacked import Confined as Confined

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from gan_ebm_utils.base import Single, check_count, check_shape
+from gan_ebm_utils.networks.stacked import mlp
 from gan_ebm_utils.networks.stacks import drawn
 
 
@@ -105,33 +106,6 @@ class _Sum(nn.Module):
         return x + self.network(x)
 
 
-class OnFeatures(nn.Module):
-    """A discriminator that sees features only: head(features(x)), images (1, n, ...) to (1, n).
-
-    `features` maps (n, ...) to (n, n_features). It has no gradient of its own and stays in
-    evaluation mode, so that its batch normalisation does not see the batch. Such a logit ignores
-    what the features ignore (Ding et al. 2020, arXiv:1909.10670, fit ratios in features).
-
-    >>> g = torch.Generator().manual_seed(0)
-    >>> features = ImageClassifier(2, generator=g).features
-    >>> OnFeatures(features, Single(nn.Linear(16, 1)))(torch.zeros(1, 5, 3, 32, 32)).shape
-    torch.Size([1, 5])
-    """
-
-    def __init__(self, features: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.features, self.head = features.requires_grad_(False), head
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> OnFeatures:
-        super().train(mode)
-        self.features.eval()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
-
-
 class ImageClassifier(nn.Module):
     """A small residual classifier of 32 x 32 colour images, whose features score samples.
 
@@ -168,3 +142,35 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         check_shape(images=(images, "n 3 32 32"))
         return self.head(self.features(images))
+
+
+class ImageFeatureDiscriminator(nn.Module):
+    """A discriminator that sees features only, images (R, n, 3, 32, 32) to logits (R, n).
+
+    `features` is the part of an `ImageClassifier` before its last layer, `head` a perceptron on
+    top, the same for all R. The features have no gradient of their own and stay in evaluation mode,
+    so that their batch normalisation does not see the batch. Such a logit ignores what they ignore
+    (Ding et al. 2020, arXiv:1909.10670, fit ratios in features).
+
+    Raises ValueError for sizes below 1.
+
+    >>> g = torch.Generator().manual_seed(0)
+    >>> ImageFeatureDiscriminator(2, (4,), generator=g)(torch.zeros(1, 5, 3, 32, 32)).shape
+    torch.Size([1, 5])
+    """
+
+    def __init__(self, width: int, hidden: tuple[int, ...], *, generator: torch.Generator) -> None:
+        super().__init__()
+        classifier = ImageClassifier(width, generator=generator)
+        self.features = classifier.features.requires_grad_(False)
+        self.head = mlp(8 * width, tuple(hidden), generator=generator).to(generator.device)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ImageFeatureDiscriminator:
+        super().train(mode)
+        self.features.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.features(x.flatten(0, 1))
+        return self.head(seen[None])[0].unflatten(0, x.shape[:2])

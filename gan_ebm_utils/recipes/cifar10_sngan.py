@@ -2,11 +2,10 @@
 
     python -m gan_ebm_utils.recipes.cifar10_sngan
 
-writes the checkpoint `cifar10_sngan`. Of each game it holds `NAME_generator`, with averaged
-weights, `NAME_discriminator`, as the game left it, and `NAME_head`, fitted to the finished
-generator on top of `features`. These are of a classifier that is trained here, on the part of the
-training set that the refits see, and not those of `cifar10_features`, in which the card gives the
-FIDs.
+writes the checkpoints `cifar10_sngan` and `cifar10_dcgan`: `generator`, with averaged weights,
+`discriminator`, as the game left it, and `discriminator_refitted`, fitted to the finished
+generator. The refitted one sees the features of a classifier that is trained here, on the part of
+the training set that it sees, and not those of `cifar10_features`, in which the card gives the FID.
 
 | game | networks | loss | d's steps | Adam's betas |
 |---|---|---|---|---|
@@ -27,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -40,7 +39,7 @@ from gan_ebm_utils.base import Gan, default_device, evaluating, seeded, whole_fi
 from gan_ebm_utils.datasets import Images, cifar10, minibatches, to_bytes
 from gan_ebm_utils.networks import (
     ImageClassifier,
-    mlp,
+    ImageFeatureDiscriminator,
     sngan_discriminator,
     sngan_generator,
     stack_discriminator,
@@ -109,8 +108,7 @@ class PictureGame(Game):
         self.apart()
 
     def pair(self) -> tuple[nn.Module, nn.Module]:
-        g, d = settings_of_pair(self.kind, self.sizes)
-        built = zip(BUILDERS[self.kind], (g, d), strict=True)
+        built = zip(BUILDERS[self.kind], pair_of(self.kind, self.sizes), strict=True)
         networks = [builder(**how, generator=self.rng) for builder, how in built]
         generator, judge = (each.to(memory_format=torch.channels_last) for each in networks)
         return generator, judge
@@ -128,11 +126,18 @@ class PictureGame(Game):
         return self.accelerator.reduce(grad, "mean") if not self.can_capture else grad
 
 
-def settings_of_pair(kind: str, sizes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def pair_of(kind: str, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the builders of a kind take, but for the generator of random numbers."""
-    other = SIDE.get(kind, {})
-    generator = {"width": sizes["width_g"], "latent_dim": sizes["latent_dim"], **other}
-    return generator, {"width": sizes["width_d"], **other}
+    other, own = SIDE.get(kind, {}), given[kind]
+    generator = {"width": own["width_g"], "latent_dim": given["latent_dim"], **other}
+    return generator, {"width": own["width_d"], **other}
+
+
+def stored_network(builder: Callable, how: dict[str, Any], weights: dict[str, Tensor]) -> Any:
+    """A network in half precision, as a checkpoint takes it."""
+    network = builder(**how, generator=seeded(0, "cpu"))
+    network.load_state_dict(weights)
+    return network.half().eval().requires_grad_(False), builder, how
 
 
 def play(kind: str, given: dict[str, Any], seed: int, run: runs.Run) -> tuple[Any, float]:
@@ -182,51 +187,57 @@ def stages_of(kind: str, given: dict[str, Any]) -> dict[str, float]:
 # ---- the refits and the scores
 
 
-def classify(seed: int, run: runs.Run) -> nn.Module:
-    """A classifier of the training images that the refits see."""
+def classify(seed: int, run: runs.Run) -> dict[str, Tensor]:
+    """The weights of the features of a classifier of the training images that the refits see."""
     images, labels = cifar10("train")
     data, generator = Images(images[:N_REFIT], labels[:N_REFIT]), seeded(seed, "cpu")
     settings = {**cifar10_features.TRAINING, **CLASSIFIER}
     changed = partial(cifar10_features.mirrored, max_shift=settings["max_shift"])
     classifier = ImageClassifier(CLASSIFIER["width"], generator=generator)
-    return mnist_features.train(
-        classifier, data, CLASSIFIER["epochs"], settings, changed, generator, run, lambda _: None
-    )[0]
+    how = CLASSIFIER["epochs"], settings, changed, generator, run, lambda _: None
+    found, _ = mnist_features.train(classifier, data, *how)
+    return found.features.half().float().state_dict()  # as it is stored
 
 
-@torch.no_grad()
-def draws_of(generator: nn.Module, latent_dim: int, n: int, rng: torch.Generator) -> Any:
+def draws_of(
+    generator: nn.Module, latent_dim: int, n: int, rng: torch.Generator
+) -> Iterator[Tensor]:
     """n samples of a generator in evaluation mode, in parts (1, PART, 3, 32, 32)."""
     gan = Gan(generator, None, latent_dim)
-    with evaluating(generator), runs.autocast(rng.device):
-        for size in (len(part) for part in torch.arange(n).split(PART)):
-            yield gan.generator(gan.prior((1, size), rng)).float()
+    for size in (len(part) for part in torch.arange(n).split(PART)):
+        # Closed before each yield, else it would hold for what is done with the samples, too.
+        with torch.no_grad(), evaluating(generator), runs.autocast(rng.device):
+            x = gan.generator(gan.prior((1, size), rng)).float()
+        yield x
 
 
 @torch.no_grad()
-def seen(features: nn.Module, parts: Any) -> Tensor:
+def seen(features: nn.Module, parts: Iterable[Tensor]) -> Tensor:
     """Features (n, n_features) of parts of images (n, 3, 32, 32)."""
     return torch.cat([features(part) for part in parts])
 
 
-def refit(generator: nn.Module, latent_dim: int, features: nn.Module, seed: int) -> dict[str, Any]:
-    """The weights of a head fitted to the finished generator, and its loss on held-out images."""
+def refit(
+    generator: nn.Module, latent_dim: int, features: dict[str, Tensor], seed: int
+) -> dict[str, Any]:
+    """A discriminator fitted to the finished generator, and its loss on held-out images."""
     rng = seeded(seed)
-    images = cifar10("train").images
-    real = seen(features, (x.to(rng.device) for x in images[: N_REFIT + N_HELD_OUT].split(PART)))
+    images, (width, hidden) = cifar10("train").images, (CLASSIFIER["width"], HIDDEN)
+    judge = ImageFeatureDiscriminator(width, hidden, generator=rng)
+    judge.features.load_state_dict(features)
+    known = (x.to(rng.device) for x in images[: N_REFIT + N_HELD_OUT].split(PART))
     drawn = draws_of(generator, latent_dim, N_DRAWS + N_HELD_OUT, rng)
-    fake = seen(features, (x[0] for x in drawn))
-    head = mlp(real.shape[1], HIDDEN, generator=rng).to(rng.device)
+    real, fake = seen(judge.features, known), seen(judge.features, (x[0] for x in drawn))
     learn = [minibatches(each) for each in (real[:N_REFIT], fake[:N_DRAWS])]
-    fit_discriminator(head, *learn, losses.gan_d_loss, generator=rng, **REFIT)
-    head.half().float()  # as it is stored
+    fit_discriminator(judge.head, *learn, losses.gan_d_loss, generator=rng, **REFIT)
+    judge.head.half().float()  # as it is stored
     with torch.no_grad():
-        logits = [head(each[None]) for each in (real[N_REFIT:], fake[N_DRAWS:])]
+        logits = [judge.head(each[None]) for each in (real[N_REFIT:], fake[N_DRAWS:])]
     loss = float(losses.gan_d_loss(*logits))
-    return {"weights": head.state_dict(), "held_out_loss": loss}
+    return {"weights": judge.state_dict(), "held_out_loss": loss}
 
 
-def fid(parts: Any, judge: checkpoints.Checkpoint) -> float:
+def fid(parts: Iterable[Tensor], judge: checkpoints.Checkpoint) -> float:
     """FID of parts of images against the test set, in features of `cifar10_features`."""
     network = judge.networks["classifier"].features
     found = seen(network, (x.to(default_device()) for x in parts))
@@ -268,10 +279,10 @@ def main(argv: list[str] | None = None) -> None:
         line = "another copy of CIFAR-10 than this one; run the recipe cifar10_features on it"
         parser.error(f"cifar10_features was trained on {line}")
     source |= {"features_sha256": judge.card["sha256"], "device": device.type}
-    name, settings = "cifar10_sngan", settings_of("full" if args.full else "quarter")
-    run = runs.Run(name, settings, args, runs.Progress(), **source)
-    if run.is_stored(name, args.out):
-        print(f"{name}: kept")
+    settings = settings_of("full" if args.full else "quarter")
+    run = runs.Run("cifar10_sngan", settings, args, runs.Progress(), **source)
+    if all(run.is_stored(f"cifar10_{kind}", args.out) for kind in RULES):
+        print(", ".join(f"cifar10_{kind}" for kind in RULES) + ": kept")
         run.remove_parts()
         return
     run.writes, run.wait = share.is_main_process, share.wait_for_everyone
@@ -279,54 +290,43 @@ def main(argv: list[str] | None = None) -> None:
     for kind in RULES:
         sizes |= {**stages_of(kind, given), f"refit of {kind}": 500.0, f"fid of {kind}": 500.0}
     run.expect(sizes)
-    latent_dim, networks, found, total = given["latent_dim"], {}, {}, 0.0
+    latent_dim, features = given["latent_dim"], classify(args.seed + 1, run)
 
     def once(part: str, make: Callable, *before: Any) -> Any:
-        nonlocal total
         seed = int(runs.key_of({"seed": args.seed, "part": part}), 16)
-        made, took = run.once(part, partial(make, *before, seed))
-        total += took
-        return made
+        return run.once(part, partial(make, *before, seed))[0]
 
-    classifier = classify(args.seed + 1, run).half().float().eval().requires_grad_(False)
-    networks["features"] = (classifier, ImageClassifier, {"width": CLASSIFIER["width"]})
     for kind in RULES:
-        state, took = play(kind, given, args.seed, run)
-        total += took
-        pair = []
-        roles = zip(("averaged", "discriminator"), BUILDERS[kind], strict=True)
-        for (role, builder), how in zip(
-            roles, settings_of_pair(kind, {**given, **given[kind]}), strict=True
-        ):
-            network = builder(**how, generator=seeded(0, "cpu"))
-            network.load_state_dict(state[role])
-            network.half().float().eval().requires_grad_(False)  # as it is stored
-            pair.append((network, builder, how))
-        networks[f"{kind}_generator"], networks[f"{kind}_discriminator"] = pair
-        generator = pair[0][0].to(device)
-        features = classifier.to(device).features
+        state, seconds = play(kind, given, args.seed, run)
+        built = {
+            "generator": (BUILDERS[kind][0], pair_of(kind, given)[0], state["averaged"]),
+            "discriminator": (BUILDERS[kind][1], pair_of(kind, given)[1], state["discriminator"]),
+        }
+        networks = {name: stored_network(*how) for name, how in built.items()}
+        generator = networks["generator"][0].float().to(device)
         fit = once(f"refit of {kind}", refit, generator, latent_dim, features)
-        how = {"in_features": features.num_features, "hidden": list(HIDDEN)}
-        head = mlp(**how, generator=seeded(0, "cpu")).eval()
-        head.load_state_dict(fit["weights"])
-        networks[f"{kind}_head"] = (head, mlp, how)
+        how = {"width": CLASSIFIER["width"], "hidden": list(HIDDEN)}
+        networks["discriminator_refitted"] = stored_network(
+            ImageFeatureDiscriminator, how, fit["weights"]
+        )
 
         def scored(seed: int, generator: nn.Module = generator) -> float:
             parts = draws_of(generator, latent_dim, N_FID, seeded(seed))
             return fid((part[0] for part in parts), judge)
 
-        found[kind] = {
+        found = {
             "fid": once(f"fid of {kind}", scored),
+            "fid_of_held_out_images": judge.card["metrics"]["frechet_held_out_test"]["value"],
             "held_out_loss": fit["held_out_loss"],
-            "seconds": round(took, 1),
+            "precision": str(runs.precision(device)),
+            "seconds": round(seconds, 1),
         }
-    found["fid_of_held_out"] = judge.card["metrics"]["frechet_held_out_test"]["value"]
-    found |= {"precision": str(runs.precision(device)), "seconds": round(total, 1)}
+        generator.half().cpu()
+        if run.writes:
+            checkpoints.save(f"cifar10_{kind}", networks, {}, run.card(found), args.out)
+            print(json.dumps({f"cifar10_{kind}": found}, indent=2))
     if run.writes:
-        networks = {key: (each[0].half().cpu(), *each[1:]) for key, each in networks.items()}
-        checkpoints.save(name, networks, {}, run.card(found), args.out)
         run.remove_parts()
-        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":
