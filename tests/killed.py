@@ -27,6 +27,7 @@ OPTIONS = {
     "digits_classifier": ["--steps", "20"],
     "ebgan_grid": ["--reduced", "--jobs", "1"],
     "gan_with_ebm": ["--rounds", "4", "--refit-steps", "5", "--replicates", "2"],
+    "hybrids": ["--steps", "3", "--refit-steps", "3", "--replicates", "2"],
     "mnist_autoencoders": ["--steps", "2", "--replicates", "2"],
     "mnist_features": ["--epochs", "4"],
     "mnist_gan": ["--steps", "2", "--refit-steps", "2", "--replicates", "2"],
@@ -73,6 +74,11 @@ def make_tiny(recipe):
         for name, game in module.GAMES.items():
             tiny = {"gan": {**game.gan, "batch_size": 8}, "n_long": 3, "n_scored": 50}
             module.GAMES[name] = game._replace(**tiny)
+    if recipe == "hybrids":
+        module.N_SAMPLES, module.N_PROPOSALS, module.N_SHOWN = 20, 2, 5
+        del module.LAWS["gaussians25_hybrids"]
+        for kind in ("vae_gan", "veegan"):
+            del module.LOSSES[kind]
     if recipe == "mnist_autoencoders":
         importlib.import_module("gan_ebm_utils.recipes.mnist_gan").N_FID = 100
         module.N_ENERGIES = 10

@@ -40,6 +40,7 @@ FLOORS = {
     "recipes.cifar10_features": 4.5,
     "recipes.cifar10_sngan": 4.7,
     "recipes.digits_classifier": 4.5,
+    "recipes.hybrids": 4.7,
     "recipes.mnist_autoencoders": 4.5,
     "recipes.mnist_meg_anomaly": 4.5,
     "recipes.plain_refit": 4.5,

@@ -25,6 +25,7 @@ SETTINGS = {
     "digits_classifier": "settings_of(9)",
     "ebgan_grid": "[settings_of(name) for name in GRIDS]",
     "gan_with_ebm": "[settings_of(n, *STEPS[n], g.replicates) for n, g in GAMES.items()]",
+    "hybrids": "[settings_of(name, (9, 9), 9) for name in LAWS]",
     "mnist_autoencoders": "[settings_of(name, 9, 9) for name in GAMES]",
     "mnist_features": "settings_of(9)",
     "mnist_gan": "settings_of(9, 9, 9)",
