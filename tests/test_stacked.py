@@ -254,6 +254,43 @@ def test_stacks_stand_beside_their_own_latents_and_beside_others():
     assert (product - joint).abs().min() > 1e-6
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_goes_down_each_weight_s_own_gradient(loss, monkeypatch):
+    """The first step of Adam is the rate against the sign of the gradient, weight by weight."""
+    play, found = game(loss, width_d=8), {}
+    rate, descend = 2e-4, play._descend
+
+    def noted(player, value):
+        weights = play.optimizers[player].param_groups[0]["params"]
+        before = [weight.detach().clone() for weight in weights]
+        grads = torch.autograd.grad(value.sum(), weights, retain_graph=True)
+        descend(player, value)
+        if player not in found:
+            rows = zip(weights, before, grads, strict=True)
+            found[player] = [(w.detach() - b, g.reshape(b.shape)) for w, b, g in rows]
+
+    monkeypatch.setattr(play, "_descend", noted)
+    play.iterate()
+    assert found.keys() == {"discriminator", "generator"}
+    for moved, grad in (row for rows in found.values() for row in rows):
+        seen = grad.abs() > 1e-6  # far above the epsilon of Adam
+        torch.testing.assert_close(moved[seen], -rate * grad[seen].sign(), atol=0.02 * rate, rtol=0)
+
+
+def test_a_fused_step_takes_memory_as_it_lies():
+    """The control: of a gradient with other strides a weight gets another's part, or an error."""
+    weight = nn.Parameter(torch.zeros(2, 3))
+    weight.grad = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]]).t()
+    grad = weight.grad.clone()
+    adam = torch.optim.Adam([weight], 1.0, fused=True)
+    try:
+        adam.step()
+    except RuntimeError:
+        return
+    if torch.equal(weight.detach().sign(), -grad.sign()):
+        pytest.skip("this PyTorch follows the strides")
+
+
 def test_the_entropy_term_is_raised():
     raised, lowered = (game(batch_size=32, learning_rate=1e-2) for _ in range(2))
     lowered.rule = lowered.rule._replace(entropy=-1.0)

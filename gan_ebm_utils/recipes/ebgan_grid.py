@@ -220,8 +220,9 @@ def descent(kind: str, rate: float, betas: list[float], network: nn.Module) -> C
 
     def descend(loss: Tensor) -> Tensor:
         # Of these weights only: the generator's gradient passes through the discriminator.
-        for weight, grad in zip(weights, torch.autograd.grad(loss.sum(), weights), strict=True):
-            weight.grad = grad
+        # Not autograd.grad, whose results may have other strides (see `stacked_mnist`).
+        optimizer.zero_grad()
+        loss.sum().backward(inputs=weights)
         optimizer.step()
         return loss.detach()
 

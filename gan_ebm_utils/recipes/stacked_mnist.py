@@ -254,8 +254,13 @@ class Game:
     def _descend(self, player: str, loss: Tensor) -> None:
         """A step of a player's weights only: a generator's gradient passes through d."""
         weights = self.optimizers[player].param_groups[0]["params"]
-        for weight, grad in zip(weights, torch.autograd.grad(loss.sum(), weights), strict=True):
-            weight.grad = self.shared(grad)
+        for weight in weights:
+            weight.grad = None
+        # Not autograd.grad: behind a penalty it may return other strides than the weight has, and
+        # the fused Adam of a CPU takes memory as it lies, each weight with another's gradient.
+        loss.sum().backward(inputs=weights)
+        for weight in weights:
+            weight.grad = self.shared(weight.grad)
         self.optimizers[player].step()
 
     def shared(self, grad: Tensor) -> Tensor:
