@@ -16,8 +16,6 @@ def drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
     """`network`, built on the device "meta", with weights drawn from `generator`.
 
     Their variance is 1 / (3 n) if a unit has n inputs, as in PyTorch's own layers, a sixth of He's.
-    Weights that begin small change more in relation to themselves, and after a normalisation only
-    that counts: games from He's variance took ten times as long.
 
     >>> with torch.device("meta"):
     ...     layer = nn.Linear(3, 500)
