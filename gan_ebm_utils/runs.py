@@ -294,6 +294,7 @@ class Run:
         key = key_of(self.given if given is None else given)
         self.keys[name], file = key, self._file(name, key)
         found = self.found(name, key) or {"made": None, "seconds": []}
+        self.wait()  # before another one stores more
         for done, step in enumerate(steps):
             seconds = None
             if done >= len(found["seconds"]):

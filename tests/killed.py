@@ -59,7 +59,7 @@ def make_tiny(recipe):
         module.CLASSIFIER |= {"width": 2, "epochs": 2}
         module.HIDDEN, module.N_POINTS, module.PART = (4,), 2, 10
         module.REFIT |= {"n_steps": 3, "batch_size": 4}
-        module.N_REFIT, module.N_DRAWS, module.N_HELD_OUT, module.N_FID = 15, 12, 5, 20
+        module.N_LEARNED, module.N_REFIT, module.N_HELD_OUT, module.N_FID = 8, 8, 4, 20
         _tiny_judge(module)
     if recipe == "cover":
         module.N_KERNELS, module.N_SCORED, module.LEAST = 50, 200, 0.0

@@ -274,15 +274,54 @@ def test_a_refit_sees_features_only_and_in_evaluation_mode():
     assert (judge(x[:1]) - judge(x)[:1]).abs().max() > 1e-4
 
 
-def test_draws_are_coarse_and_what_sees_them_is_not(monkeypatch):
-    able = {"amx_bf16": True}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+def test_draws_come_in_parts_of_a_generator_in_evaluation_mode(monkeypatch):
     generator = sngan_generator(2, 3, generator=rng())
     monkeypatch.setattr(cifar10_sngan, "PART", 4)
-    parts = cifar10_sngan.draws_of(generator, 3, 10, rng(1))
     sizes = []
-    for x in parts:
-        assert torch.equal(x, x.bfloat16().float()) and x.dtype == torch.float32
-        assert not torch.is_autocast_enabled("cpu")
+    for x in cifar10_sngan.draws_of(generator, 3, 10, rng(1)):
+        assert torch.is_grad_enabled() and generator.training, "only while they are drawn"
         sizes.append(x.shape[1])
-    assert sizes == [4, 4, 2] and generator.training
+    assert sizes == [4, 4, 2]
+    with torch.no_grad():
+        z = Gan(None, None, 3).prior((1, 4), rng(1))
+        (first, *_) = cifar10_sngan.draws_of(generator, 3, 4, rng(1))
+        assert torch.equal(first, generator.eval()(z))
+
+
+def test_what_a_classifier_has_learned_is_not_shown_to_a_refit(monkeypatch):
+    """Pictures carry their number in a pixel."""
+    known = torch.zeros(50_000, 1).float() + torch.arange(50_000.0)[:, None]
+    seen = {}
+    monkeypatch.setattr(cifar10_sngan, "cifar10", lambda split: Images(known, known[:, 0].long()))
+
+    def train(classifier, data, *how):
+        seen["learned"] = data.images[:, 0]
+        return classifier, 0.0
+
+    def features(network, parts):
+        found = torch.cat([*parts])
+        if found.shape[1:] == (1,):  # real ones
+            seen["refit"] = found[:, 0]
+        return torch.zeros(len(found), 128)
+
+    monkeypatch.setattr(mnist_features, "train", train)
+    monkeypatch.setattr(cifar10_sngan, "seen", features)
+    monkeypatch.setattr(cifar10_sngan, "draws_of", lambda g, z, n, rng: [torch.zeros(1, n, 2)])
+    monkeypatch.setitem(cifar10_sngan.REFIT, "n_steps", 1)
+    weights = cifar10_sngan.classify(0, None)
+    cifar10_sngan.refit(None, 3, weights, 0)
+    learned, shown = set(seen["learned"].tolist()), set(seen["refit"].tolist())
+    assert len(learned) == 20_000 and len(shown) == 30_000 and not learned & shown
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, capsys):
+    class Three:
+        num_processes = 3
+
+    monkeypatch.setattr(cifar10_sngan, "accelerator", Three)
+    monkeypatch.setattr(runs, "cifar10_source", lambda: {"data_sha256": "this"})
+    card = {"data_sha256": "this", "sha256": "9"}
+    monkeypatch.setattr(checkpoints, "load", lambda *how: checkpoints.Checkpoint({}, {}, card))
+    with pytest.raises(SystemExit):
+        cifar10_sngan.main(["--out", str(tmp_path), "--state", str(tmp_path)])
+    assert "a batch of 64 cannot be shared by 3 processes" in capsys.readouterr().err

@@ -4,8 +4,8 @@
 
 writes the checkpoints `cifar10_sngan` and `cifar10_dcgan`: `generator`, with averaged weights,
 `discriminator`, as the game left it, and `discriminator_refitted`, fitted to the finished
-generator. The refitted one sees the features of a classifier that is trained here, on the part of
-the training set that it sees, and not those of `cifar10_features`, in which the card gives the FID.
+generator. The refitted one sees the features of a classifier that is trained here, on another part
+of the training set, and not those of `cifar10_features`, in which the card gives the FID.
 
 | game | networks | loss | d's steps | Adam's betas |
 |---|---|---|---|---|
@@ -82,9 +82,10 @@ N_POINTS = 20  # of a game, at which it is stored
 CLASSIFIER = {"width": 16, "epochs": 10}
 HIDDEN = (256, 256)
 REFIT = {"n_steps": 3000, "batch_size": 256, "learning_rate": 1e-3}
-# Training images that the refits see, draws of a generator beside them, and how many of both, of
-# other images, are for its card.
-N_REFIT, N_DRAWS, N_HELD_OUT = 40_000, 40_000, 5_000
+# Training images of the classifier; others that the refits see, since the features of images that a
+# classifier has learned tell them from all others; and others again, for the refit's card. As many
+# draws of a generator stand beside the last two.
+N_LEARNED, N_REFIT, N_HELD_OUT = 20_000, 25_000, 5_000
 N_FID, PART = 10_000, 500
 N_SHOWN = 64  # draws of a picture
 
@@ -120,7 +121,8 @@ class PictureGame(Game):
     def apart(self) -> None:
         """Let other processes than the first have draws of their own."""
         if rank := self.accelerator.process_index:
-            self.rng.manual_seed(self.rng.initial_seed() + 1000 * int(self.step) + rank)
+            own = {"seed": self.rng.initial_seed(), "step": int(self.step), "rank": rank}
+            self.rng.manual_seed(int(runs.key_of(own), 16))
 
     def shared(self, grad: Tensor) -> Tensor:
         return self.accelerator.reduce(grad, "mean") if not self.can_capture else grad
@@ -152,9 +154,9 @@ def play(kind: str, given: dict[str, Any], seed: int, run: runs.Run) -> tuple[An
             game.load(state)
             done = int(game.step)
         repeat(game, next(point for point in points if point > done) - done)
-        with torch.no_grad(), evaluating(game.averaged), runs.autocast(game.rng.device):
-            z = Gan(game.averaged, None, sizes["latent_dim"]).prior((1, N_SHOWN), seeded(seed))
-            show(game.averaged(z)[0], run, kind)
+        if run.writes:
+            (x,) = draws_of(game.averaged, sizes["latent_dim"], N_SHOWN, seeded(seed))
+            show(x[0], run, kind)
         return game.state()
 
     return run.in_steps(kind, [*stages_of(kind, given)], advance)
@@ -188,9 +190,9 @@ def stages_of(kind: str, given: dict[str, Any]) -> dict[str, float]:
 
 
 def classify(seed: int, run: runs.Run) -> dict[str, Tensor]:
-    """The weights of the features of a classifier of the training images that the refits see."""
+    """The weights of the features of a classifier of training images that no refit sees."""
     images, labels = cifar10("train")
-    data, generator = Images(images[:N_REFIT], labels[:N_REFIT]), seeded(seed, "cpu")
+    data, generator = Images(images[:N_LEARNED], labels[:N_LEARNED]), seeded(seed, "cpu")
     settings = {**cifar10_features.TRAINING, **CLASSIFIER}
     changed = partial(cifar10_features.mirrored, max_shift=settings["max_shift"])
     classifier = ImageClassifier(CLASSIFIER["width"], generator=generator)
@@ -205,9 +207,8 @@ def draws_of(
     """n samples of a generator in evaluation mode, in parts (1, PART, 3, 32, 32)."""
     gan = Gan(generator, None, latent_dim)
     for size in (len(part) for part in torch.arange(n).split(PART)):
-        # Closed before each yield, else it would hold for what is done with the samples, too.
-        with torch.no_grad(), evaluating(generator), runs.autocast(rng.device):
-            x = gan.generator(gan.prior((1, size), rng)).float()
+        with torch.no_grad(), evaluating(generator):  # closed before it yields
+            x = gan.generator(gan.prior((1, size), rng))
         yield x
 
 
@@ -225,14 +226,15 @@ def refit(
     images, (width, hidden) = cifar10("train").images, (CLASSIFIER["width"], HIDDEN)
     judge = ImageFeatureDiscriminator(width, hidden, generator=rng)
     judge.features.load_state_dict(features)
-    known = (x.to(rng.device) for x in images[: N_REFIT + N_HELD_OUT].split(PART))
-    drawn = draws_of(generator, latent_dim, N_DRAWS + N_HELD_OUT, rng)
+    n = N_REFIT + N_HELD_OUT
+    known = (x.to(rng.device) for x in images[N_LEARNED : N_LEARNED + n].split(PART))
+    drawn = draws_of(generator, latent_dim, n, rng)
     real, fake = seen(judge.features, known), seen(judge.features, (x[0] for x in drawn))
-    learn = [minibatches(each) for each in (real[:N_REFIT], fake[:N_DRAWS])]
+    learn = [minibatches(each) for each in (real[:N_REFIT], fake[:N_REFIT])]
     fit_discriminator(judge.head, *learn, losses.gan_d_loss, generator=rng, **REFIT)
     judge.head.half().float()  # as it is stored
     with torch.no_grad():
-        logits = [judge.head(each[None]) for each in (real[N_REFIT:], fake[N_DRAWS:])]
+        logits = [judge.head(each[None]) for each in (real[N_REFIT:], fake[N_REFIT:])]
     loss = float(losses.gan_d_loss(*logits))
     return {"weights": judge.state_dict(), "held_out_loss": loss}
 
@@ -253,7 +255,8 @@ def settings_of(size: str) -> dict[str, Any]:
         "side": SIDE,
         "n_points": N_POINTS,
         "classifier": {**cifar10_features.TRAINING, **CLASSIFIER},
-        "refit": {**REFIT, "hidden": list(HIDDEN), "n_data": N_REFIT, "n_draws": N_DRAWS},
+        "refit": {**REFIT, "hidden": list(HIDDEN), "n_data": N_REFIT},
+        "n_learned": N_LEARNED,
         "n_held_out": N_HELD_OUT,
         "n_fid": N_FID,
         "part": PART,
@@ -269,12 +272,17 @@ def main(argv: list[str] | None = None) -> None:
     args = runs.parse(parser, argv)
     given = SIZES["full" if args.full else "quarter"]
     try:
+        share = accelerator()  # first: it chooses the device of each process
         device, source = default_device(), runs.cifar10_source()
-        judge, share = checkpoints.load("cifar10_features", device), accelerator()
+        judge = checkpoints.load("cifar10_features", device)
     except (RuntimeError, ValueError) as error:  # no such device, no CIFAR-10, no classifier
         parser.error(str(error))
     except ImportError as error:
         parser.error(f"{error}; install it with: pip install gan-ebm-utils[images]")
+    batches = {given[key] % share.num_processes for key in ("batch_size", "batch_size_g")}
+    if batches != {0}:
+        line = f"a batch of {given['batch_size']} cannot be shared by {share.num_processes}"
+        parser.error(f"{line} processes; start a number that divides it")
     if judge.card["data_sha256"] != source["data_sha256"]:
         line = "another copy of CIFAR-10 than this one; run the recipe cifar10_features on it"
         parser.error(f"cifar10_features was trained on {line}")
@@ -290,14 +298,16 @@ def main(argv: list[str] | None = None) -> None:
     for kind in RULES:
         sizes |= {**stages_of(kind, given), f"refit of {kind}": 500.0, f"fid of {kind}": 500.0}
     run.expect(sizes)
-    latent_dim, features = given["latent_dim"], classify(args.seed + 1, run)
+
+    def seed_of(part: str) -> int:
+        return int(runs.key_of({"seed": args.seed, "part": part}), 16)
 
     def once(part: str, make: Callable, *before: Any) -> Any:
-        seed = int(runs.key_of({"seed": args.seed, "part": part}), 16)
-        return run.once(part, partial(make, *before, seed))[0]
+        return run.once(part, partial(make, *before, seed_of(part)))[0]
 
+    latent_dim, features = given["latent_dim"], classify(seed_of("classifier"), run)
     for kind in RULES:
-        state, seconds = play(kind, given, args.seed, run)
+        state, seconds = play(kind, given, seed_of(kind), run)
         built = {
             "generator": (BUILDERS[kind][0], pair_of(kind, given)[0], state["averaged"]),
             "discriminator": (BUILDERS[kind][1], pair_of(kind, given)[1], state["discriminator"]),
@@ -319,12 +329,14 @@ def main(argv: list[str] | None = None) -> None:
             "fid_of_held_out_images": judge.card["metrics"]["frechet_held_out_test"]["value"],
             "held_out_loss": fit["held_out_loss"],
             "precision": str(runs.precision(device)),
+            "processes": share.num_processes,
             "seconds": round(seconds, 1),
         }
         generator.half().cpu()
         if run.writes:
             checkpoints.save(f"cifar10_{kind}", networks, {}, run.card(found), args.out)
             print(json.dumps({f"cifar10_{kind}": found}, indent=2))
+    run.wait()  # for those that still read a part
     if run.writes:
         run.remove_parts()
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, metrics, runs
 from gan_ebm_utils.base import Gan, Sample, randn, seeded, switched_off
-from gan_ebm_utils.datasets import digits, gaussian_grid, gaussian_ring, minibatches
+from gan_ebm_utils.datasets import digest, digits, gaussian_grid, gaussian_ring, minibatches
 from gan_ebm_utils.losses import gan_d_loss, r1_penalty
 from gan_ebm_utils.networks import NoisyGenerator, mlp
 from gan_ebm_utils.recipes.digits_classifier import held_out
@@ -441,7 +441,11 @@ def main(argv: list[str] | None = None) -> None:
         for name in LAWS
     }
     how = steps, args.replicates, args.seed
-    runs.make_checkpoints("hybrids", wanted, lambda name, run: make(name, *how, run), args)
+    source = {"digits_sha256": digest(digits())}
+    source["digits_classifier_sha256"] = checkpoints.load("digits_classifier").card["sha256"]
+    runs.make_checkpoints(
+        "hybrids", wanted, lambda name, run: make(name, *how, run), args, **source
+    )
 
 
 if __name__ == "__main__":

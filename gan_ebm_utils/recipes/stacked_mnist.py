@@ -316,17 +316,18 @@ def repeat(game: Game, n: int) -> None:
         for _ in range(n):
             game.iterate()
         return
-    stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            game.iterate()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph.register_generator_state(game.rng)
-    with torch.cuda.graph(graph):
-        game.iterate()  # recorded, not done
-    for _ in range(n - WARM_UP):
-        graph.replay()
+    with torch.cuda.device(device):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                game.iterate()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph.register_generator_state(game.rng)
+        with torch.cuda.graph(graph):
+            game.iterate()  # recorded, not done
+        for _ in range(n - WARM_UP):
+            graph.replay()
 
 
 # ---- the scores
