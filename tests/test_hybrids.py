@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from gan_ebm_utils.base import rand, randn, seeded
-from gan_ebm_utils.networks import NoisyGenerator
 from gan_ebm_utils.recipes import hybrids
 from gan_ebm_utils.recipes.hybrids import JUDGED, LOSSES, Model
 
@@ -129,8 +128,24 @@ def test_discriminators_tell_what_the_table_says(kind):
 
 def test_the_draws_of_a_decoder_have_its_noise():
     noisy, plain = (hybrids.gan_of(Model(kind, LAW, R, rng()), LAW) for kind in ("vae", "gan"))
-    assert isinstance(noisy.generator, NoisyGenerator) and noisy.latent_dim == 2 + 3
-    assert noisy.generator.std == pytest.approx(0.1) and plain.latent_dim == 2
+    assert noisy.latent_dim == 2 + 3 and plain.latent_dim == 2
+    model = Model("vae", LAW, R, rng())
+    with torch.no_grad():
+        model.log_noise.copy_(torch.tensor([[0.1], [2.0]]).log())  # each replicate has its own
+        z = randn(R, 500, 5, generator=rng(1))
+        rest = hybrids.gan_of(model, LAW).generator(z) - model.generator(z[..., :2])
+    torch.testing.assert_close(rest[0], 0.1 * z[0, :, 2:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(rest[1], 2.0 * z[1, :, 2:], atol=1e-5, rtol=1e-4)
+
+
+def test_only_a_vae_learns_its_noise():
+    for kind in LOSSES:
+        model, seen = step(kind)
+        learned = any(weight is model.log_noise for weight in model.players())
+        assert learned == (kind == "vae")
+    model, seen = step("vae")
+    (grad,) = torch.autograd.grad(model.play(seen)[0], model.log_noise)
+    assert grad[0] != 0 and grad[1] == 0, "replicates are apart"
 
 
 def test_diversity_is_that_of_pairs():

@@ -29,7 +29,7 @@ from gan_ebm_utils import checkpoints, metrics, runs
 from gan_ebm_utils.base import Gan, Sample, randn, seeded, switched_off
 from gan_ebm_utils.datasets import digest, digits, gaussian_grid, gaussian_ring, minibatches
 from gan_ebm_utils.losses import gan_d_loss, r1_penalty
-from gan_ebm_utils.networks import NoisyGenerator, mlp
+from gan_ebm_utils.networks import mlp
 from gan_ebm_utils.recipes.digits_classifier import held_out
 from gan_ebm_utils.refine import mh_gan
 from gan_ebm_utils.training import refit_discriminator
@@ -44,12 +44,12 @@ JUDGED: dict[str, dict[str, tuple[str, list[str]]]] = {
     "veegan": {"pair_discriminator": ("xc", ["yz"])},
     "alpha_gan": {"discriminator": ("x", ["y", "r"]), "code_discriminator": ("z", ["c"])},
 }
-NOISY = ("vae", "aae")  # whose decoder is a Gaussian, so that a draw is G(z) + s z'
+NOISY = ("vae",)  # whose decoder is a Gaussian with a learned s, so that a draw is G(z) + s z'
 HIDDEN = [128, 128]  # of every network
 NOISE = 0.1  # of a decoder before its first step; from 1 the codes of the ring were ignored
 TRAINING = {"batch_size": 128, "learning_rate": 1e-3, "betas": [0.5, 0.99]}
 GAMMA = 0.1  # of R1
-# Of the error in features in VAE/GAN (its released value), of the absolute error in alpha-GAN.
+# Of the generator's error in features in VAE/GAN, of the absolute error in alpha-GAN.
 WEIGHTS = {"vae_gan": 1e-2, "alpha_gan": 10.0}
 REFITTED = {"hidden": [128, 128], "fourier": [64, 2.0]}
 REFIT = {"batch_size": 512, "learning_rate": 3e-3}
@@ -113,9 +113,10 @@ class Seen(NamedTuple):
 
 
 class Model(nn.Module):
-    """The networks of one kind, each of R replicates, and the log of its decoder's noise s.
+    """The networks of one kind, each of R replicates, and the log of a decoder's noise s, (R, 1).
 
-    The encoder maps x to mean and log standard deviation of q(z|x), a Gaussian.
+    The encoder maps x to mean and log standard deviation of q(z|x), a Gaussian. A VAE learns s. In
+    an adversarial autoencoder it stays, since nothing holds its objective from above as s falls.
     """
 
     def __init__(self, kind: str, law: Law, replicates: int, rng: torch.Generator) -> None:
@@ -130,12 +131,13 @@ class Model(nn.Module):
         n_inputs = {"x": n_x, "z": n_z, "xc": n_x + n_z}
         judged = JUDGED[kind].items()
         self.judges = nn.ModuleDict({name: new(n_inputs[real], None) for name, (real, _) in judged})
-        # One for all replicates, which learn the same law.
-        self.log_noise = nn.Parameter(torch.tensor(math.log(NOISE), device=rng.device))
+        start = torch.full((replicates, 1), math.log(NOISE), device=rng.device)
+        self.log_noise = nn.Parameter(start, requires_grad=kind in NOISY)
 
     def players(self) -> list[nn.Parameter]:
         """All weights but those of the discriminators."""
-        return [*self.generator.parameters(), *self.encoder.parameters(), self.log_noise]
+        weights = [*self.generator.parameters(), *self.encoder.parameters(), self.log_noise]
+        return [weight for weight in weights if weight.requires_grad]
 
     def see(self, x: Tensor, rng: torch.Generator) -> Seen:
         """A step's batches."""
@@ -264,13 +266,25 @@ def descend(optimizer: torch.optim.Optimizer, losses: Tensor) -> None:
     optimizer.step()
 
 
+class Decoder(nn.Module):
+    """G(z) + s z' of latents (z, z'), with the s of each replicate."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.generator, self.noise = model.generator, model.log_noise.detach().exp()[..., None]
+
+    def forward(self, z: Tensor) -> Tensor:
+        n_z = self.generator[0].weight.shape[1]
+        x = self.generator(z[..., :n_z])
+        return x + self.noise * z[..., n_z:]
+
+
 def gan_of(model: Model, law: Law) -> Gan:
     """The model's draws as those of a generator; noise of a decoder counts as latents."""
     n_z = law.latent_dim
     if model.kind not in NOISY:
         return Gan(model.generator, None, n_z)
-    noise = float(model.log_noise.detach().exp())
-    return Gan(NoisyGenerator(model.generator, n_z, noise), None, n_z + law.dim)
+    return Gan(Decoder(model), None, n_z + law.dim)
 
 
 def refit(gan: Gan, data: Sample, n_in: int, n_steps: int, replicates: int, rng: Any) -> Gan:
@@ -359,7 +373,7 @@ def score(model: Model, law: Law, n_steps: int, replicates: int, seed: int) -> d
         if not is_plane:
             tensors |= pictures(model, replicates)
     if model.kind in NOISY:
-        tensors["noise"] = (model.log_noise.exp() / law.std)[None]
+        tensors["noise"] = model.log_noise.exp().flatten() / law.std
     return {
         key: values.cpu() if values.dtype == torch.half else values.float().cpu()
         for key, values in tensors.items()
