@@ -71,20 +71,26 @@ def heatmap(
 
 
 def image_grid(ax: Axes, images: Tensor, n_columns: int, title: str) -> None:
-    """Images (n, 1, h, w) in [-1, 1] as one picture, row by row; n is a multiple of n_columns.
+    """Images (n, c, h, w) in [-1, 1] as one picture, row by row; n is a multiple of n_columns.
+
+    One channel is drawn as ink, three as red, green and blue. Raises ValueError for other shapes.
 
     >>> ax = plt.figure().add_subplot()
     >>> image_grid(ax, torch.zeros(6, 1, 8, 8), 3, "two rows")
     >>> plt.close(ax.figure)
     """
     check_count(n_columns=n_columns)
-    check_shape(images=(images, "n 1 h w"))
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"give images (n, 1, h, w) or (n, 3, h, w), got {tuple(images.shape)}")
     if not len(images) or len(images) % n_columns:
         raise ValueError(f"give images by a multiple of {n_columns}, got {tuple(images.shape)}")
     framed = F.pad(images.detach().cpu().float(), (1, 1, 1, 1), value=-1.0)
-    rows = framed.squeeze(1).unflatten(0, (-1, n_columns))  # (rows, columns, height, width)
-    picture = rows.transpose(1, 2).flatten(2).flatten(0, 1)
-    ax.imshow(picture.numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+    rows = framed.unflatten(0, (-1, n_columns))  # (rows, columns, channels, height, width)
+    picture = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    if picture.shape[2] == 3:
+        picture = (picture.clamp(-1, 1) + 1) / 2
+    shown = picture.squeeze(2).numpy()
+    ax.imshow(shown, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.set(xticks=[], yticks=[], title=title)
     sns.despine(ax=ax, left=True, bottom=True)
 

@@ -48,6 +48,18 @@ def test_image_grid_goes_row_by_row(ax):
     np.testing.assert_allclose(centres, torch.linspace(-1, 1, 6), rtol=1e-5)
 
 
+def test_colours_are_those_of_the_channels(ax):
+    images = -torch.ones(4, 3, 2, 2)
+    images[0, 0], images[1, 1], images[2, 2] = 1, 1, 5  # beyond white is white
+    plotting.image_grid(ax, images, 2, "pictures")
+    picture = np.asarray(ax.images[0].get_array())
+    assert picture.shape == (8, 8, 3)
+    centres = picture[1::4, 1::4]
+    np.testing.assert_array_equal(
+        centres.reshape(4, 3), [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    )
+
+
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
 def test_every_type_is_drawn(ax, kind):
     x = torch.tensor([[0, 1], [1, -2]], dtype=kind)
@@ -90,7 +102,7 @@ def test_points_far_away_keep_their_digits(ax):
             r"function\(x\) \(n\); got \(64, 2\), \(64, 2\)",
         ),
         (lambda ax: plotting.image_grid(ax, torch.zeros(5, 1, 4, 4), 3, ""), "a multiple of 3"),
-        (lambda ax: plotting.image_grid(ax, torch.zeros(6, 3, 4, 4), 3, ""), r"\(n, 1, h, w\)"),
+        (lambda ax: plotting.image_grid(ax, torch.zeros(6, 2, 4, 4), 3, ""), r"\(n, 3, h, w\)"),
         (lambda ax: plotting.heatmap(ax, lambda x: x[:, 0] / 0, BOX, ""), "finite nowhere"),
     ],
 )

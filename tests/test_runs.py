@@ -330,3 +330,24 @@ def test_a_recipe_that_is_started_can_send_its_work_to_other_processes(recipe, w
     finally:
         cloudpickle.unregister_pickle_by_value(module)
     assert module.__file__.encode() in sent  # its code, not its name alone
+
+
+def test_of_processes_that_run_together_one_writes_and_the_others_read(tmp_path, capsys):
+    first, second = begin(tmp_path, parts={"a": 1, "b": 1}), begin(tmp_path)
+    order = []
+
+    def make(name):
+        return lambda state: order.append(name) or [*(state or []), len(order)]
+
+    # The second waits at each step until the first has stored it.
+    def wait():
+        done = (second.found("part", runs.key_of(second.given)) or {"seconds": []})["seconds"]
+        order.append(f"waits at {len(done)}")
+        if order.count("second") > len(done):
+            first.in_steps("part", ["a", "b"][: len(done) + 1], make("first"))
+
+    second.writes, second.wait = False, wait
+    made, _ = second.in_steps("part", ["a", "b"], make("second"))
+    assert order[:4] == ["waits at 0", "second", "waits at 0", "first"]
+    assert made == first.in_steps("part", ["a", "b"], lambda _: 1 / 0)[0], "it is the first's"
+    assert capsys.readouterr().out.count("part 1 of 2: a") == 1, "only the first tells of it"
