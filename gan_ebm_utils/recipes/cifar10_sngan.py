@@ -155,8 +155,8 @@ def play(kind: str, given: dict[str, Any], seed: int, run: runs.Run) -> tuple[An
             done = int(game.step)
         repeat(game, next(point for point in points if point > done) - done)
         if run.writes:
-            (x,) = draws_of(game.averaged, sizes["latent_dim"], N_SHOWN, seeded(seed))
-            show(x[0], run, kind)
+            drawn = draws_of(game.averaged, sizes["latent_dim"], N_SHOWN, seeded(seed))
+            show(torch.cat([*drawn], dim=1)[0], run, kind)
         return game.state()
 
     return run.in_steps(kind, [*stages_of(kind, given)], advance)
