@@ -6,7 +6,12 @@ import io
 import json
 import os
 import time
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import (
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -22,6 +27,16 @@ from gan_ebm_utils.datasets import cifar10, digest, mnist
 
 # Networks and tensors of a checkpoint, as `checkpoints.save` takes them, and the card's metrics.
 Made = tuple[dict[str, checkpoints.Built], dict[str, torch.Tensor], dict[str, Any]]
+
+
+def parser(text: str) -> ArgumentParser:
+    """A parser whose help is the whole docstring of a recipe, tables and all.
+
+    >>> parser("Train.\\n\\n    python -m recipe").description.splitlines()[-1]
+    '  python -m recipe'
+    """
+    what = text.replace("    python", "  python")
+    return ArgumentParser(description=what, formatter_class=RawDescriptionHelpFormatter)
 
 
 def parse(parser: ArgumentParser, argv: list[str] | None, file: bool = False) -> Namespace:

@@ -524,6 +524,7 @@ NO_TENSORS = {
     "base.whole_file",
     "base.partial_folder",
     "checkpoints.available",
+    "runs.parser",
     "runs.parse",
     "runs.at_least",
     "runs.one_thread",

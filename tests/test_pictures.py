@@ -173,6 +173,7 @@ def test_a_classifier_learns_and_its_average_has_statistics_of_its_own(tmp_path)
 
 
 def test_processes_share_a_batch_and_have_one_game(tmp_path):
+    pytest.importorskip("accelerate")
     (alone,) = together.play(1, "dcgan", tmp_path)
     first, second = together.play(2, "dcgan", tmp_path)
     for name in ("generator", "discriminator"):
@@ -187,6 +188,7 @@ def test_processes_share_a_batch_and_have_one_game(tmp_path):
 
 def test_gradients_of_processes_are_averaged(tmp_path, monkeypatch):
     """Two steps of Adam go almost as far for any gradient: its own sum is looked at."""
+    pytest.importorskip("accelerate")
     game = cifar10_sngan.PictureGame("sngan", together.SIZES, together.data, 10, 0)
     grad = torch.tensor([1.0, 2.0])
     assert game.can_capture and game.shared(grad) is grad
@@ -206,6 +208,7 @@ def test_gradients_of_processes_are_averaged(tmp_path, monkeypatch):
 
 def test_an_iteration_is_that_of_the_paper(monkeypatch):
     """Five steps of d, each with pictures and draws in one pass, then one of G with its batch."""
+    pytest.importorskip("accelerate")
     sizes = {**together.SIZES, "batch_size_g": 6}
     game = cifar10_sngan.PictureGame("sngan", sizes, together.data, 10, 0)
     seen, sizes_of_z, players = [], [], []
@@ -239,6 +242,7 @@ def test_a_picture_of_draws_is_whole_and_in_order(tmp_path):
     [({"data_sha256": "other"}, "another copy of CIFAR-10"), (None, "cifar10_features")],
 )
 def test_what_a_recipe_needs_is_told(card, line, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("accelerate")
     monkeypatch.setattr(runs, "cifar10_source", lambda: {"data_sha256": "this"})
 
     def load(name, device="cpu", folder=None):

@@ -69,6 +69,8 @@ def unbroken(data):
 
 @pytest.mark.parametrize("recipe", killed.OPTIONS)
 def test_a_killed_recipe_ends_as_an_unbroken_one(recipe, data, unbroken):
+    if recipe == "cifar10_sngan":
+        pytest.importorskip("accelerate")
     whole, seconds = unbroken(recipe)
     assert len(whole) > 20
     seed = random.randrange(2**32)

@@ -376,17 +376,21 @@ class Reads(nn.Module):
         return -((x[:, 0, 0, 0, None] * 10 - torch.arange(10.0)) ** 2)
 
 
+def modes_of(stacks, judge):
+    return stacked_mnist.modes_of(stacked_mnist.read(stacks, judge))
+
+
 def test_modes_of_stacks_are_those_of_their_digits():
     every = torch.tensor(list(itertools.product(range(10), repeat=3)))
     stacks = (every / 10).reshape(1, 1000, 3, 1, 1).expand(1, 1000, 3, 28, 28)
     judge = Reads().eval()
     assert torch.equal(stacked_mnist.classes(judge, stacks)[0], every)
-    assert stacked_mnist.modes_of([stacks[:, :300], stacks[:, 300:]], judge) == (1000, 0)
-    modes, kl = stacked_mnist.modes_of([stacks[:, :10]], judge)
+    assert modes_of([stacks[:, :300], stacks[:, 300:]], judge) == (1000, 0)
+    modes, kl = modes_of([stacks[:, :10]], judge)
     assert modes == 10 and kl == pytest.approx(math.log(100))
     lost = stacks.clone()
     lost[0, 0] = math.nan
-    assert all(map(math.isnan, stacked_mnist.modes_of([lost], judge)))
+    assert all(map(math.isnan, modes_of([lost], judge)))
 
 
 def test_a_classifier_in_training_mode_is_refused():
@@ -397,7 +401,7 @@ def test_a_classifier_in_training_mode_is_refused():
     assert stacked_mnist.classes(judge.eval(), stacks).shape == (1, 7, 3)
     judge[-2].train()  # one layer of it is enough
     with pytest.raises(ValueError, match="training mode"):
-        stacked_mnist.modes_of([stacks], judge)
+        modes_of([stacks], judge)
 
 
 def test_samples_are_drawn_in_evaluation_mode():
@@ -467,9 +471,11 @@ def test_each_stack_is_counted_where_its_digits_are():
             return F.one_hot((x[:, 0, 0, 0] * 10).round().long(), 10).float()
 
     stacks = (digits / 10)[None, :, :, None, None].expand(1, 3, 3, 28, 28)
-    counts = stacked_mnist.counts_of([stacks[:, :2], stacks[:, 2:]], Reads().eval())
+    counts = stacked_mnist.counts_of(
+        stacked_mnist.read([stacks[:, :2], stacks[:, 2:]], Reads().eval())
+    )
     assert counts[1, 2, 3] == 2 and counts[9, 0, 4] == 1 and counts.sum() == 3
-    assert stacked_mnist.counts_of([stacks / 0], Reads().eval()).sum() == 0
+    assert stacked_mnist.counts_of(stacked_mnist.read([stacks / 0], Reads().eval())).sum() == 0
 
 
 # ---- the recipe

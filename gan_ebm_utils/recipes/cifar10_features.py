@@ -45,13 +45,13 @@ def mirrored(images: Tensor, generator: torch.Generator, max_shift: int) -> Tens
     return torch.where(is_mirrored.to(images.device), moved.flip(3), moved)
 
 
-def edge_ratio(images: Tensor, block: int = 8) -> float:
-    """Mean step of grey from column to column at edges of blocks, over that inside of blocks.
+def edge_ratio(images: Tensor) -> float:
+    """Mean step of grey from column to column at edges of JPEG's blocks of 8, over that inside.
 
-    It is about 1 where there are no blocks; JPEG has blocks of 8.
+    It is about 1 where there are no blocks.
     """
     step = images.mean(dim=1).diff(dim=2).abs().mean(dim=(0, 1))  # between columns i and i + 1
-    is_edge = torch.arange(1, len(step) + 1) % block == 0
+    is_edge = torch.arange(1, len(step) + 1) % 8 == 0
     return float(step[is_edge].mean() / step[~is_edge].mean())
 
 

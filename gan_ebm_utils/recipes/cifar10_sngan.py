@@ -24,7 +24,6 @@ share each batch. Pictures of draws are written beside the stored parts as a gam
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -265,9 +264,7 @@ def settings_of(size: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
-    what = __doc__.replace("    python", "  python")
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=what, formatter_class=form)
+    parser = runs.parser(__doc__)
     parser.add_argument("--full", action="store_true", help="the sizes of the paper, for a GPU")
     args = runs.parse(parser, argv)
     given = SIZES["full" if args.full else "quarter"]

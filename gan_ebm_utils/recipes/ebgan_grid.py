@@ -614,9 +614,7 @@ def file_of(folder: Path | None) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
-    what = __doc__.replace("    python", "  python")
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=what, formatter_class=form)
+    parser = runs.parser(__doc__)
     parser.add_argument("--reduced", action="store_true", help="the smaller grid, on the digits")
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="of dask.distributed, tcp://HOST:8786"

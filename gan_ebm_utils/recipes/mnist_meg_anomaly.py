@@ -24,7 +24,6 @@ one that was finished.
 
 from __future__ import annotations
 
-import argparse
 import math
 from functools import partial
 from typing import Any, NamedTuple
@@ -200,9 +199,7 @@ def settings_of(steps: int, seeds: int) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
-    what = __doc__.replace("    python", "  python")
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=what, formatter_class=form)
+    parser = runs.parser(__doc__)
     parser.add_argument("--steps", type=runs.at_least(N_POINTS), default=2400)
     parser.add_argument("--seeds", type=runs.at_least(2), default=3)
     text = "processes, each with one thread (default: 1 on a GPU, else as many as there are cores)"

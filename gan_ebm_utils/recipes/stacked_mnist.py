@@ -25,18 +25,18 @@ arXiv:1901.08508). A norm is over all axes of a stack. A loss of five steps has 
 of the others, which takes as long.
 
 Widths and batches are half of what `--full` has, where all losses have 10,000 steps of the
-generator and the longer ones 20,000. Networks compute in bfloat16 where the device is fast in it,
-else in float32. The trainings run in `--jobs` processes. Each is stored on its way, with the scores
-so far, and when it ends; a later start goes on from there. What a training depends on is its own
-settings, the data, the two classifiers and the kind of device, and the card holds a key for each:
-one that the checkpoint in `--out` holds under its key is taken from there, so that `--only` can
-spread the trainings over many starts. On a GPU, which GAN_EBM_DEVICE can choose, a whole iteration
-is captured as one CUDA graph.
+generator and the longer ones 20,000. Those of half size take about eight hours of one core that has
+no units for bfloat16; networks compute in it where the device is fast in it, else in float32. The
+trainings run in `--jobs` processes. Each is stored on its way, with the scores so far, and when it
+ends; a later start goes on from there. What a training depends on is its own settings, the data,
+the two classifiers and the kind of device, and the card holds a key for each: one that the
+checkpoint in `--out` holds under its key is taken from there, so that `--only` can spread the
+trainings over many starts. On a GPU, which GAN_EBM_DEVICE can choose, a whole iteration is captured
+as one CUDA graph.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import json
@@ -166,7 +166,7 @@ class Game:
 
     `sizes` are those of a part, with `width_d` as it is here and `width_t`, that of the statistics
     network; `data` draws images of as many `channels`. The learning rate falls linearly to 0 over
-    `n_steps`: in trials at a constant rate modes were lost again.
+    `n_steps`, or stays if that is infinite.
     """
 
     def __init__(
@@ -357,22 +357,24 @@ def stacks_of(generator: nn.Module, latent_dim: int, n: int, rng: torch.Generato
 
 
 @torch.no_grad()
-def modes_of(stacks: list[Tensor], classifier: nn.Module) -> tuple[float, float]:
-    """Modes and KL of stacks, nan where one is not finite."""
+def read(stacks: list[Tensor], classifier: nn.Module) -> Tensor:
+    """The classes (1, n, 3) of all stacks, or none of them, (1, 0, 3), if one is not finite."""
     if not all(bool(part.isfinite().all()) for part in stacks):
+        return torch.empty(1, 0, 3, dtype=torch.long)
+    return torch.cat([classes(classifier, part) for part in stacks], dim=1)
+
+
+def modes_of(found: Tensor) -> tuple[float, float]:
+    """Modes and KL of classes (1, n, 3), nan without any."""
+    if not found.numel():
         return math.nan, math.nan
-    found = torch.cat([classes(classifier, part) for part in stacks], dim=1)
     return tuple(float(score) for score in metrics.stacked_modes(found))
 
 
-@torch.no_grad()
-def counts_of(stacks: list[Tensor], classifier: nn.Module) -> Tensor:
-    """How many of the stacks are read as each mode, (10, 10, 10), 0 where one is not finite."""
-    counts = torch.zeros(10, 10, 10, dtype=torch.int32)
-    if all(bool(part.isfinite().all()) for part in stacks):
-        found = torch.cat([classes(classifier, part) for part in stacks], dim=1)[0].cpu()
-        counts.index_put_(tuple(found.T), torch.ones(len(found), dtype=torch.int32), True)
-    return counts
+def counts_of(found: Tensor) -> Tensor:
+    """How often each mode is among classes (1, n, 3), (10, 10, 10)."""
+    place = (found[0] * torch.tensor([100, 10, 1], device=found.device)).sum(dim=1)
+    return place.bincount(minlength=1000).reshape(10, 10, 10).int().cpu()
 
 
 @torch.no_grad()
@@ -398,18 +400,19 @@ def last_scores(
     That is how often each mode was found in the first, (generators, 10, 10, 10); and for the last
     generator its modes and KL, (2,), as SECOND counts them, and its FID, ().
     """
-    n, counts, shares = scoring["n_last"], [], []
+    n, scored, counts = scoring["n_last"], [], []
     for generator in generators:
         first = stacks_of(generator, latent_dim, n, rng)
         others = (stacks_of(generator, latent_dim, n, rng) for _ in range(scoring["samplings"] - 1))
         classifier = judges[COUNTING].networks["classifier"]
-        counts.append([modes_of(stacks, classifier) for stacks in (first, *others)])
-        shares.append(counts_of(first, classifier))
-    modes, kl = torch.tensor(counts, dtype=torch.float64).unbind(dim=2)
-    second = modes_of(first, judges[SECOND].networks["classifier"])
+        found = [read(stacks, classifier) for stacks in itertools.chain([first], others)]
+        scored.append([modes_of(each) for each in found])
+        counts.append(counts_of(found[0]))
+    modes, kl = torch.tensor(scored, dtype=torch.float64).unbind(dim=2)
+    second = modes_of(read(first, judges[SECOND].networks["classifier"]))
     fid = fid_of(first, judges[SECOND])
     of_second = {"second": torch.tensor(second), "fid": torch.tensor(fid)}
-    of_first = {"modes": modes, "kl": kl, "counts": torch.stack(shares)}
+    of_first = {"modes": modes, "kl": kl, "counts": torch.stack(counts)}
     return {**of_first, **{key: value.double() for key, value in of_second.items()}}
 
 
@@ -498,9 +501,8 @@ def train(task: Task) -> Training:
         repeat(play, until - done)
         rng, row = seeded(seed + 1 + len(course)), [float(until)]
         for generator in (play.gan.generator, play.averaged):
-            row += modes_of(
-                stacks_of(generator, sizes["latent_dim"], scoring["n_course"], rng), counting
-            )
+            stacks = stacks_of(generator, sizes["latent_dim"], scoring["n_course"], rng)
+            row += modes_of(read(stacks, counting))
         row.append(float(play.information))
         told = f"{row[1]:.0f} modes, KL {row[2]:.3f}; averaged {row[3]:.0f}, {row[4]:.3f}"
         print(f"{names[len(course)]}: {told}", flush=True)
@@ -586,7 +588,7 @@ def of_data(judges: dict[str, checkpoints.Checkpoint], seed: int) -> dict[str, A
     draw, n = stacked_digits(mnist("test").images), SCORING["n_last"]
     stacks = [draw((1, len(part)), rng) for part in torch.arange(n).split(1000)]
     for name in JUDGES:
-        modes, kl = modes_of(stacks, judges[name].networks["classifier"])
+        modes, kl = modes_of(read(stacks, judges[name].networks["classifier"]))
         found[name] = {"modes": modes, "kl": kl}
     uniform = torch.full((1000,), 1e-3)
     share = judges["mnist_features"].tensors["train_frequencies"].double()
@@ -698,9 +700,7 @@ def _remove_part(task: Task) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe; see `--help`."""
-    what = __doc__.replace("    python", "  python")
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=what, formatter_class=form)
+    parser = runs.parser(__doc__)
     parser.add_argument("--full", action="store_true", help="the full widths, for a GPU")
     text = "only these losses or trainings, as meg or meg-0; the checkpoint has what is finished"
     parser.add_argument("--only", nargs="+", metavar="NAME", help=text)

@@ -42,7 +42,7 @@ SAMPLERS = {"mh": {"n_steps": 16}, "ddls": {"n_steps": 10}}
 STEP_SIZES, N_CHOICE = (0.2, 0.05, 0.01), 1_000
 
 
-class InBfloat16(nn.Module):
+class InPrecision(nn.Module):
     """A network that computes in `runs.precision` and returns single precision.
 
     A logit and what accepts by it are computed outside: in bfloat16 they would be steps of 1 %.
@@ -62,7 +62,7 @@ def judge_of(features: dict[str, Tensor], head: dict[str, Tensor] | None, seed: 
     rng = seeded(seed)
     judge = FeatureDiscriminator(HIDDEN, channels=3, generator=rng).to(rng.device)
     judge.features.load_state_dict(features)
-    judge.features = InBfloat16(judge.features)
+    judge.features = InPrecision(judge.features)
     if head:
         judge.head.load_state_dict(head)
     return judge.eval()
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
         return made
 
     for loss, pair in pairs.items():
-        own = pair.gan()._replace(generator=InBfloat16(pair.networks["generator"]))
+        own = pair.gan()._replace(generator=InPrecision(pair.networks["generator"]))
         fit = once(f"{loss}-refit", refit, own, features)
         judge = judge_of(features, fit["weights"], 0).requires_grad_(False)
         how = {"in_features": 3 * judge.features.network.num_features, "hidden": list(HIDDEN)}
