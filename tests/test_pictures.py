@@ -319,13 +319,22 @@ def test_what_a_classifier_has_learned_is_not_shown_to_a_refit(monkeypatch):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, capsys):
+    order = []
+
     class Three:
         num_processes = 3
 
+        def __init__(self):
+            order.append("share")  # from here on "cuda" is the GPU of this process
+
+    def load(name, device):
+        order.append("load")
+        return checkpoints.Checkpoint({}, {}, {"data_sha256": "this", "sha256": "9"})
+
     monkeypatch.setattr(cifar10_sngan, "accelerator", Three)
     monkeypatch.setattr(runs, "cifar10_source", lambda: {"data_sha256": "this"})
-    card = {"data_sha256": "this", "sha256": "9"}
-    monkeypatch.setattr(checkpoints, "load", lambda *how: checkpoints.Checkpoint({}, {}, card))
+    monkeypatch.setattr(checkpoints, "load", load)
     with pytest.raises(SystemExit):
         cifar10_sngan.main(["--out", str(tmp_path), "--state", str(tmp_path)])
     assert "a batch of 64 cannot be shared by 3 processes" in capsys.readouterr().err
+    assert order == ["share", "load"]

@@ -48,7 +48,7 @@ def test_image_grid_goes_row_by_row(ax):
     np.testing.assert_allclose(centres, torch.linspace(-1, 1, 6), rtol=1e-5)
 
 
-def test_colours_are_those_of_the_channels(ax):
+def test_colours_are_those_of_the_channels(ax, caplog):
     images = -torch.ones(4, 3, 2, 2)
     images[0, 0], images[1, 1], images[2, 2] = 1, 1, 5  # beyond white is white
     plotting.image_grid(ax, images, 2, "pictures")
@@ -58,6 +58,7 @@ def test_colours_are_those_of_the_channels(ax):
     np.testing.assert_array_equal(
         centres.reshape(4, 3), [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
     )
+    assert not caplog.records, "matplotlib would tell of what it has to clip"
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.int64])
