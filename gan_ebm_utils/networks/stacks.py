@@ -18,9 +18,9 @@ def drawn(network: nn.Module, generator: torch.Generator) -> nn.Module:
     Their variance is 1 / (3 n) if a unit has n inputs, as in PyTorch's own layers, a sixth of He's.
 
     >>> with torch.device("meta"):
-    ...     layer = nn.Linear(3, 500)
+    ...     layer = nn.Linear(12, 10_000)
     >>> drawn(layer, torch.Generator().manual_seed(0)).weight.std().round(decimals=2)
-    tensor(0.3300, grad_fn=<RoundBackward1>)
+    tensor(0.1700, grad_fn=<RoundBackward1>)
     """
     network.to_empty(device=generator.device).float()
     for layer in network.modules():
