@@ -190,6 +190,8 @@ class Game:
             self.statistics = Statistics(sizes["width_t"], latent_dim, channels, generator=rng)
             self.networks["statistics"] = self.statistics
             players["generator"] += self.statistics.parameters()
+        for network in self.networks.values():  # a seventh less time on a CPU
+            network.to(memory_format=torch.channels_last)
         settings = {"betas": rule.betas, "fused": True, "capturable": device.type == "cuda"}
         # A tensor on the device, so that a captured iteration has a rate that falls.
         self.rate = torch.tensor(sizes["learning_rate"], device=device)
