@@ -103,7 +103,7 @@ def test_an_energy_is_scored_as_it_is(images):
     # The last row by hand, and the mean of both.
     data = mnist_meg_anomaly.minibatches(split.normal)
     sizes = GIVEN["sizes"]
-    game = mnist_meg_anomaly.Game(mnist_meg_anomaly.RULE, sizes, data, math.inf, seed, 1)
+    game = mnist_meg_anomaly.Game(mnist_meg_anomaly.RULE, sizes, data, GIVEN["steps"], seed, 1)
     mnist_meg_anomaly.repeat(game, 2)
     before = energies(game, split.test)[0]
     mnist_meg_anomaly.repeat(game, 2)

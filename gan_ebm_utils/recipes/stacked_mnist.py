@@ -166,7 +166,7 @@ class Game:
 
     `sizes` are those of a part, with `width_d` as it is here and `width_t`, that of the statistics
     network; `data` draws images of as many `channels`. The learning rate falls linearly to 0 over
-    `n_steps`, or stays if that is infinite.
+    `n_steps`.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class Game:
         rule: Rule,
         sizes: dict[str, Any],
         data: Sample,
-        n_steps: float,
+        n_steps: int,
         seed: int,
         channels: int = 3,
     ) -> None:
