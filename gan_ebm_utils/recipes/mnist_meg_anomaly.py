@@ -17,9 +17,9 @@ a fifth of an image. Beside MEG's energy stand
 - the negative log density of a mixture of Gaussians that is fitted in the same components,
 - the ink of the image, its mean pixel, of which no training is needed.
 
-The game is that of `stacked_mnist` with one channel, and the learning rate falls to 0 as there. It takes about forty minutes of one core of
-a recent CPU. Trainings run in `--jobs` processes, and a run that is cut off goes on after the last
-one that was finished.
+The game is that of `stacked_mnist` with one channel, and the learning rate falls to 0 as there. It
+takes about an hour of one core. Trainings run in `--jobs` processes, and a run that is cut off goes
+on after the last one that was finished.
 """
 
 from __future__ import annotations
