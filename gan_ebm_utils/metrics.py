@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gan_ebm_utils import base
 from gan_ebm_utils.base import Box, Distribution, Energy, Interval, Sample
+from gan_ebm_utils.datasets import to_bytes
 
 
 def mean_interval(values: Tensor, digits: int = 3) -> Interval:
@@ -483,6 +484,54 @@ def _root(name: str, covariance: Tensor) -> Tensor:
         least = f"its smallest eigenvalue is {float(values.min()):.3g}"
         raise ValueError(f"{name} is no covariance: it is not symmetric, or {least}")
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+
+def saturation(images: Tensor) -> Tensor:
+    """Share of the values of images (R, n, c, h, w) in [-1, 1] that are 0 or 255 as bytes, (R,).
+
+    It is large where contrast is: beyond black and white a picture is cut off.
+
+    Raises ValueError for values that lie beyond [-1, 1].
+
+    >>> saturation(torch.tensor([-1.0, -0.9, 0.0, 1.0]).view(1, 1, 1, 2, 2))
+    tensor([0.5000], dtype=torch.float64)
+    """
+    values = _bytes("images", images)
+    return ((values == 0) | (values == 255)).double().mean(dim=(1, 2))
+
+
+def colour_distance(images: Tensor, reference: Tensor) -> Tensor:
+    """W_1 of the values of images (R, n, c, h, w) and of a reference (m, c, h, w), both in [-1, 1].
+
+    It is the integral of |F - F_ref| from -1 to 1, with the distribution functions of one channel's
+    values as bytes, averaged over the channels, (R,): how far a value has to move on average.
+
+    Raises ValueError for values that lie beyond [-1, 1].
+
+    >>> white = torch.ones(1, 4, 3, 2, 2)
+    >>> colour_distance(white, -white[0])
+    tensor([2.], dtype=torch.float64)
+    """
+    base.check_shape(images=(images, "R n c h w"), reference=(reference, "m c h w"))
+
+    def below(values: Tensor) -> Tensor:  # share of the values up to each byte, (R, c, 256)
+        rows = [row.bincount(minlength=256) for row in values.flatten(0, 1)]
+        counts = torch.stack(rows).unflatten(0, values.shape[:2]).double()
+        return counts.cumsum(dim=2) / values.shape[2]
+
+    apart = below(_bytes("images", images)) - below(_bytes("reference", reference[None]))
+    return apart.abs().sum(dim=2).mean(dim=1) * 2 / 255
+
+
+def _bytes(name: str, images: Tensor) -> Tensor:
+    """The values of each channel, (R, c, n h w), as bytes 0 to 255, on the CPU."""
+    base.check_samples(**{name: images})
+    base.check_shape(**{name: (images, "R n c h w")})
+    low, high = float(images.min()), float(images.max())
+    if low < -1 or high > 1:
+        found = f"got values from {low:.3g} to {high:.3g}"
+        raise ValueError(f"{name} must lie in [-1, 1], {found}; scale them as `datasets` does")
+    return to_bytes(images).cpu().transpose(1, 2).flatten(2)
 
 
 class ClassScores(NamedTuple):

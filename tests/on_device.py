@@ -500,6 +500,10 @@ SCORED = {  # what they return is a score, or was stored, on the CPU
         torch.zeros(R, 5, 3, dtype=torch.long, device=at)
     ),
     "metrics.kl_floor": lambda at: metrics.kl_floor(9, torch.full((4,), 0.25, device=at)),
+    "metrics.saturation": lambda at: metrics.saturation(normal(at, R, 5, 3, 4, 4).tanh()),
+    "metrics.colour_distance": lambda at: metrics.colour_distance(
+        normal(at, R, 5, 3, 4, 4).tanh(), normal(at, 5, 3, 4, 4).tanh()
+    ),
     "metrics.moments": features,
     "metrics.frechet_distance": lambda at: metrics.frechet_distance(*features(at), *features(at)),
     "plotting.scatter": panel(lambda ax, at: plotting.scatter(ax, normal(at, 5, 2), BOX, "C0", "")),

@@ -206,6 +206,10 @@ def chains(n_draws=1000, n_chains=4):
     return randn(n_draws, n_chains, 2, generator=rng())
 
 
+def pictures(seed=0):
+    return (1.5 * randn(2, 5, 3, 4, 4, generator=rng(seed))).tanh()
+
+
 LAW = gaussian([0.0, 0.0])
 SCORES = {
     "mean_interval": lambda to: metrics.mean_interval(to(randn(5, generator=rng()))),
@@ -231,6 +235,8 @@ SCORES = {
     "rhat": lambda to: metrics.rhat(to(chains())),
     "ess": lambda to: metrics.ess(to(chains())),
     "moments": lambda to: metrics.moments(to(LAW.sample(50, rng()))),
+    "saturation": lambda to: metrics.saturation(to(pictures())),
+    "colour_distance": lambda to: metrics.colour_distance(to(pictures()), to(pictures(1)[0])),
     "frechet_distance": lambda to: metrics.frechet_distance(
         *(to(part.float()) for law in (LAW, LAW) for part in metrics.moments(law.sample(9, rng())))
     ),
@@ -411,6 +417,36 @@ def test_empty_bins_are_nan():
     assert curve.observed[0, 3] == 0.5
     with pytest.raises(ValueError, match=r"real must be \(R, n\), .*; got \(1, 3\), \(1, 4\)"):
         metrics.calibration(torch.zeros(1, 3), torch.zeros(1, 4))
+
+
+def test_what_is_black_or_white_is_saturated():
+    steps = torch.linspace(-1, 1, 256)  # each byte once
+    images = torch.stack([steps, torch.ones(256), steps / 2]).view(3, 1, 1, 16, 16)
+    assert metrics.saturation(images).tolist() == [2 / 256, 1, 0]
+
+
+def test_the_distance_of_colours_is_that_of_scipy():
+    shift = torch.tensor([-0.5, 0.5, 0.5])[:, None, None]
+    x, y = ((each + shift).clamp(-1, 1) for each in (pictures(), pictures(1)[0]))
+    values = (((part + 1) * 127.5).round() / 127.5 - 1 for part in (x, y))
+    a, b = (part.transpose(-3, -4).flatten(-3).double() for part in values)
+    expected = [[stats.wasserstein_distance(*pair) for pair in zip(r, b, strict=True)] for r in a]
+    found = metrics.colour_distance(x, y)
+    torch.testing.assert_close(found, torch.tensor(expected).double().mean(dim=1))
+    # It sees the channels one by one: a control.
+    assert float((metrics.colour_distance(x.flip(2), y) - found).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("beyond", [-1.5, 1.01])
+def test_an_image_beyond_its_range_is_refused(beyond):
+    images = pictures()
+    images[0, 0, 0, 0, 0] = beyond
+    with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\], got values from .*scale"):
+        metrics.saturation(images)
+    with pytest.raises(ValueError, match=r"reference must lie in \[-1, 1\]"):
+        metrics.colour_distance(pictures(), images[0])
+    with pytest.raises(ValueError, match="reference"):
+        metrics.colour_distance(pictures(), pictures())
 
 
 def test_the_frechet_distance_of_two_normal_laws():
