@@ -60,6 +60,8 @@ def make_tiny(recipe):
         module.HIDDEN, module.N_POINTS, module.PART = (4,), 2, 10
         module.REFIT |= {"n_steps": 3, "batch_size": 4}
         module.N_LEARNED, module.N_REFIT, module.N_HELD_OUT, module.N_FID = 8, 8, 4, 20
+        module.FID_SIZES, module.N_NEAR, module.N_PAIRS = (4,), 6, 2
+        module.cifar10_features.N_TRAIN = 12
         _tiny_judge(module)
     if recipe == "cover":
         module.N_KERNELS, module.N_SCORED, module.LEAST = 50, 200, 0.0

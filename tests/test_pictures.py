@@ -10,7 +10,7 @@ import torch
 from matplotlib.image import imread
 from torch import nn
 
-from gan_ebm_utils import checkpoints, runs
+from gan_ebm_utils import checkpoints, datasets, metrics, runs
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import Images
 from gan_ebm_utils.networks import (
@@ -316,6 +316,45 @@ def test_what_a_classifier_has_learned_is_not_shown_to_a_refit(monkeypatch):
     cifar10_sngan.refit(None, 3, weights, 0)
     learned, shown = set(seen["learned"].tolist()), set(seen["refit"].tolist())
     assert len(learned) == 20_000 and len(shown) == 30_000 and not learned & shown
+
+
+def test_an_fid_is_averaged_over_parts_of_one_size(monkeypatch):
+    monkeypatch.setattr(cifar10_sngan, "FID_SIZES", (10, 25, 60))
+    x = randn(60, 3, generator=rng())
+    truth = {"test_mean": torch.zeros(3), "test_covariance": torch.eye(3)}
+    found = cifar10_sngan.fids(x, checkpoints.Checkpoint({}, truth, {}))
+    for n, parts in ((10, 6), (25, 2), (60, 1)):  # what is left over of 25 is left out
+        each = [
+            metrics.frechet_distance(*metrics.moments(x[n * i : n * (i + 1)]), *truth.values())
+            for i in range(parts)
+        ]
+        assert found[str(n)] == pytest.approx(sum(each) / parts)
+    assert found["10"] > found["25"] > found["60"]
+
+
+def test_the_nearest_training_image_is_found(monkeypatch):
+    """Features are the mean of each channel; draws are training images, a little brighter."""
+    known, test = coloured(40, 1), coloured(20, 2)
+    monkeypatch.setattr(cifar10_sngan, "cifar10", lambda s: known if s == "train" else test)
+    monkeypatch.setattr(cifar10_sngan.cifar10_features, "N_TRAIN", 10)
+    for name, value in {"FID_SIZES": (10,), "N_FID": 12, "N_NEAR": 9, "N_PAIRS": 3}.items():
+        monkeypatch.setattr(cifar10_sngan, name, value)
+    rows = torch.tensor([7, 3, 30, 1, 2, 0, 9, 4, 5, 6, 8, 10])
+    draws = (known.images[rows] + 1e-4)[None]
+    monkeypatch.setattr(cifar10_sngan, "draws_of", lambda *how: iter(draws.split(5, dim=1)))
+    network = nn.Sequential(nn.AvgPool2d(32), nn.Flatten())
+    truth = {"test_mean": torch.zeros(3), "test_covariance": torch.eye(3)}
+    judge = checkpoints.Checkpoint({"classifier": argparse.Namespace(features=network)}, truth, {})
+    found = cifar10_sngan.compare(None, 3, judge, 0)
+    near = found["tensors"]
+    assert torch.equal(near["nearest"], datasets.to_bytes(known.images[rows[:3]]))
+    assert torch.equal(near["drawn"], datasets.to_bytes(draws[0, :3]))
+    assert near["distance"].tolist() == pytest.approx([1e-4 * 3**0.5] * 9, rel=0.01)
+    assert near["distance_of_test_images"].shape == (9,)
+    assert near["distance_of_test_images"].mean() > 2 * near["distance"].mean()
+    means = network(known.images[10:])
+    expected = cifar10_sngan.fids(means, judge)
+    assert found["fid_of_real_images"] == expected != found["fid"]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, capsys):

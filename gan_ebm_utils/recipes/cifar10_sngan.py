@@ -5,7 +5,9 @@
 writes the checkpoints `cifar10_sngan` and `cifar10_dcgan`: `generator`, with averaged weights,
 `discriminator`, as the game left it, and `discriminator_refitted`, fitted to the finished
 generator. The refitted one sees the features of a classifier that is trained here, on another part
-of the training set, and not those of `cifar10_features`, in which the card gives the FID.
+of the training set, and not those of `cifar10_features`. In these the card gives the FID, for
+several numbers of draws, and that of real images for the same numbers; and the tensors hold how far
+draws and test images are from the nearest training image, with some draws and these images.
 
 | game | networks | loss | d's steps | Adam's betas |
 |---|---|---|---|---|
@@ -34,7 +36,7 @@ from matplotlib.image import imsave
 from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, runs
-from gan_ebm_utils.base import Gan, default_device, evaluating, seeded, whole_file
+from gan_ebm_utils.base import Gan, default_device, distances, evaluating, seeded, whole_file
 from gan_ebm_utils.datasets import Images, cifar10, minibatches, to_bytes
 from gan_ebm_utils.networks import (
     ImageClassifier,
@@ -86,6 +88,8 @@ REFIT = {"n_steps": 3000, "batch_size": 256, "learning_rate": 1e-3}
 # draws of a generator stand beside the last two.
 N_LEARNED, N_REFIT, N_HELD_OUT = 20_000, 25_000, 5_000
 N_FID, PART = 10_000, 500
+FID_SIZES = (500, 1000, 2000, 5000, 10_000)  # of as many draws an FID is given
+N_NEAR, N_PAIRS = 1000, 8  # draws whose nearest image is looked for, and those that are stored
 N_SHOWN = 64  # draws of a picture
 
 
@@ -238,12 +242,50 @@ def refit(
     return {"weights": judge.state_dict(), "held_out_loss": loss}
 
 
-def fid(parts: Iterable[Tensor], judge: checkpoints.Checkpoint) -> float:
-    """FID of parts of images against the test set, in features of `cifar10_features`."""
-    network = judge.networks["classifier"].features
-    found = seen(network, (x.to(default_device()) for x in parts))
-    truth = judge.tensors["test_mean"], judge.tensors["test_covariance"]
-    return metrics.frechet_distance(*(each.cpu() for each in metrics.moments(found)), *truth)
+def fids(features: Tensor, judge: checkpoints.Checkpoint) -> dict[str, float]:
+    """FID of n features against the test set, averaged over their parts, for n in FID_SIZES."""
+    truth = judge.tensors["test_mean"].cpu(), judge.tensors["test_covariance"].cpu()
+    found = {}
+    for n in FID_SIZES:
+        parts = [metrics.moments(part) for part in features.split(n) if len(part) == n]
+        each = [metrics.frechet_distance(*part, *truth) for part in parts]
+        found[str(n)] = sum(each) / len(each)
+    return found
+
+
+@torch.no_grad()
+def compare(
+    generator: nn.Module, latent_dim: int, judge: checkpoints.Checkpoint, seed: int
+) -> dict[str, Any]:
+    """FIDs of draws and of images that the judge has not seen, and their nearest training images.
+
+    Distances are those of the judge's features, of draws and of test images.
+    """
+    network, device = judge.networks["classifier"].features, default_device()
+    images, test = cifar10("train").images, cifar10("test").images
+
+    def features(x: Tensor) -> Tensor:
+        return seen(network, (part.to(device) for part in x.split(PART)))
+
+    parts = draws_of(generator, latent_dim, N_FID, seeded(seed))
+    drawn = torch.cat([x[0].float().cpu() for x in parts])
+    known, of_draws = features(images), features(drawn)
+
+    def nearest(x: Tensor) -> tuple[Tensor, ...]:  # distances, and rows of `images`
+        near = (part.min(dim=1) for part in distances(x.cpu(), known.cpu()))
+        return tuple(map(torch.cat, zip(*near, strict=True)))
+
+    distance, rows = nearest(of_draws[:N_NEAR])
+    return {
+        "fid": fids(of_draws, judge),
+        "fid_of_real_images": fids(known[cifar10_features.N_TRAIN :], judge),
+        "tensors": {
+            "distance": distance,
+            "distance_of_test_images": nearest(features(test[:N_NEAR]))[0],
+            "drawn": to_bytes(drawn[:N_PAIRS]),
+            "nearest": to_bytes(images[rows[:N_PAIRS]]),
+        },
+    }
 
 
 def settings_of(size: str) -> dict[str, Any]:
@@ -258,6 +300,8 @@ def settings_of(size: str) -> dict[str, Any]:
         "n_learned": N_LEARNED,
         "n_held_out": N_HELD_OUT,
         "n_fid": N_FID,
+        "fid_sizes": list(FID_SIZES),
+        "n_near": N_NEAR,
         "part": PART,
     }
 
@@ -293,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
     run.writes, run.wait = share.is_main_process, share.wait_for_everyone
     sizes = dict.fromkeys(mnist_features.epochs_of(CLASSIFIER["epochs"]), 500.0)
     for kind in RULES:
-        sizes |= {**stages_of(kind, given), f"refit of {kind}": 500.0, f"fid of {kind}": 500.0}
+        sizes |= {**stages_of(kind, given), f"refit of {kind}": 500.0, f"scores of {kind}": 500.0}
     run.expect(sizes)
 
     def seed_of(part: str) -> int:
@@ -317,13 +361,10 @@ def main(argv: list[str] | None = None) -> None:
             ImageFeatureDiscriminator, how, fit["weights"]
         )
 
-        def scored(seed: int, generator: nn.Module = generator) -> float:
-            parts = draws_of(generator, latent_dim, N_FID, seeded(seed))
-            return fid((part[0] for part in parts), judge)
-
+        scores = once(f"scores of {kind}", compare, generator, latent_dim, judge)
         found = {
-            "fid": once(f"fid of {kind}", scored),
-            "fid_of_held_out_images": judge.card["metrics"]["frechet_held_out_test"]["value"],
+            "fid": scores["fid"],
+            "fid_of_real_images": scores["fid_of_real_images"],
             "held_out_loss": fit["held_out_loss"],
             "precision": str(runs.precision(device)),
             "processes": share.num_processes,
@@ -331,7 +372,8 @@ def main(argv: list[str] | None = None) -> None:
         }
         generator.half().cpu()
         if run.writes:
-            checkpoints.save(f"cifar10_{kind}", networks, {}, run.card(found), args.out)
+            tensors = scores["tensors"]
+            checkpoints.save(f"cifar10_{kind}", networks, tensors, run.card(found), args.out)
             print(json.dumps({f"cifar10_{kind}": found}, indent=2))
     run.wait()  # for those that still read a part
     if run.writes:
