@@ -21,6 +21,7 @@ from gan_ebm_utils.networks import ImageClassifier, stack_discriminator, stack_g
 
 # Of each recipe: its options, and constants of its module that are smaller in the tests.
 OPTIONS = {
+    "cifar10_chains": ["--jobs", "1"],
     "cifar10_features": [],
     "cifar10_sngan": [],
     "cover": ["--steps", "20"],
@@ -49,6 +50,10 @@ OPTIONS = {
 def make_tiny(recipe):
     """Shrink the constants of a recipe's module."""
     module = importlib.import_module(f"gan_ebm_utils.recipes.{recipe}")
+    if recipe == "cifar10_chains":
+        module.CHAINS |= {"points": [2, 3], "n": 8, "part": 4}
+        del module.KINDS["hinge, no noise"]
+        _tiny_judge(module)
     if recipe == "cifar10_features":
         module.SIZES["quarter"] |= {"width": 2, "epochs": 3}
         module.N_TRAIN = 12
@@ -167,10 +172,19 @@ def _tiny_pairs(module):
 
 
 def _tiny_judge(module):
-    """Let a recipe find a classifier of the small CIFAR-10 that nobody has trained."""
+    """Let a recipe find a classifier and a GAN of the small CIFAR-10 that nobody has trained."""
     stored = module.checkpoints.load
 
     def load(name, device="cpu", folder=None):
+        if name == "cifar10_sngan" and folder is None:
+            rng = torch.Generator().manual_seed(1)
+            trio = {
+                "generator": stack_generator(4, 5, side=32, generator=rng).eval(),
+                "discriminator": stack_discriminator(2, side=32, generator=rng),
+                "discriminator_refitted": stack_discriminator(4, side=32, generator=rng),
+            }
+            how = {"generator": {"kwargs": {"latent_dim": 5}}}
+            return checkpoints.Checkpoint(trio, {}, {"sha256": "8", "networks": how})
         if name != "cifar10_features":
             return stored(name, device, folder)
         classifier = ImageClassifier(2, generator=torch.Generator().manual_seed(0)).eval()

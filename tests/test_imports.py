@@ -38,6 +38,7 @@ FLOORS = {
     "networks.stacks": 1.25,
     "plotting": 1,
     "recipes.cifar10_features": 4.5,
+    "recipes.cifar10_chains": 4.7,
     "recipes.cifar10_sngan": 4.7,
     "recipes.digits_classifier": 4.5,
     "recipes.hybrids": 4.7,

@@ -18,8 +18,15 @@ from gan_ebm_utils.networks import (
     ImageFeatureDiscriminator,
     sngan_discriminator,
     sngan_generator,
+    stack_discriminator,
+    stack_generator,
 )
-from gan_ebm_utils.recipes import cifar10_features, cifar10_sngan, mnist_features
+from gan_ebm_utils.recipes import (
+    cifar10_chains,
+    cifar10_features,
+    cifar10_sngan,
+    mnist_features,
+)
 
 
 def rng(seed=0):
@@ -148,7 +155,7 @@ def coloured(n, seed):
     labels = torch.arange(n) % 8
     colours = torch.cartesian_prod(*[torch.tensor([-0.6, 0.6])] * 3)
     x = colours[labels][:, :, None, None] + 0.1 * randn(n, 3, 32, 32, generator=rng(seed))
-    return Images(x, labels)
+    return Images(x.clamp(-1, 1), labels)
 
 
 def test_a_classifier_learns_and_its_average_has_statistics_of_its_own(tmp_path):
@@ -377,3 +384,78 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch, capsys)
         cifar10_sngan.main(["--out", str(tmp_path), "--state", str(tmp_path)])
     assert "a batch of 64 cannot be shared by 3 processes" in capsys.readouterr().err
     assert order == ["share", "load"]
+
+
+# --- chains ---
+
+
+@pytest.fixture
+def chained(monkeypatch):
+    """Scores of the chains of a kind on a tiny pair; the end of the last ones is in `ends`."""
+    generator = stack_generator(4, 5, side=32, generator=rng()).eval()
+    judges = {
+        "discriminator": stack_discriminator(2, side=32, generator=rng(1)),
+        "discriminator_refitted": stack_discriminator(4, side=32, generator=rng(2)),
+    }
+    for judge in judges.values():  # steep, so that the energy is felt
+        judge.network[-1].weight.data *= 100
+    card = {"networks": {"generator": {"kwargs": {"latent_dim": 5}}}}
+    trio = checkpoints.Checkpoint({"generator": generator, **judges}, {}, card)
+    moments = {"test_mean": torch.zeros(16), "test_covariance": torch.eye(16)}
+    classifier = ImageClassifier(2, generator=rng(3)).eval()
+    stored = {
+        "cifar10_sngan": trio,
+        "cifar10_features": checkpoints.Checkpoint({"classifier": classifier}, moments, {}),
+    }
+    monkeypatch.setattr(checkpoints, "load", lambda name, device="cpu": stored[name])
+    monkeypatch.setattr(cifar10_chains, "cifar10", lambda split: coloured(20, 2))
+    given = {"step_size": 0.01, "points": [1, 3], "n": 6, "part": 4}
+    monkeypatch.setattr(cifar10_chains, "CHAINS", given)
+    ends, score = [], cifar10_chains.scores_of
+    monkeypatch.setattr(
+        cifar10_chains, "scores_of", lambda z, *how: ends.append(z) or score(z, *how)
+    )
+
+    def run(**kind):
+        ends.clear()
+        made = cifar10_chains.chains(cifar10_chains.Kind(**kind), 0)["course"]
+        return [dict(zip(cifar10_chains.SCORES, row, strict=True)) for row in made.tolist()]
+
+    run.ends, run.trio = ends, trio
+    return run
+
+
+def test_a_chain_without_noise_goes_down_its_energy(chained):
+    for which in ("", "refitted"):
+        for has_prior in (True, False):
+            course = chained(which=which, temperature=0.0, has_prior=has_prior)
+            z, *others = chained.ends
+            gan = chained.trio.gan(which)
+            for _ in range(3):
+                z = z.detach().requires_grad_()
+                energy = has_prior * z.square().sum(dim=2) / 2 - gan.logit(z)
+                z = z - 0.005 * torch.autograd.grad(energy.sum(), z)[0]
+            torch.testing.assert_close(others[-1], z, atol=1e-5, rtol=1e-4)
+            if not has_prior:
+                climbed = "refitted" if which else "hinge"
+                assert course[-1][climbed] > course[0][climbed] + 1e-4
+
+
+def test_the_noise_of_a_chain_is_that_of_its_temperature(chained, monkeypatch):
+    monkeypatch.setitem(cifar10_chains.CHAINS, "n", 4000)
+    monkeypatch.setitem(cifar10_chains.CHAINS, "part", 4000)
+    monkeypatch.setitem(cifar10_chains.CHAINS, "points", [1])
+    for judge in ("discriminator", "discriminator_refitted"):
+        chained.trio.networks[judge].network[-1].weight.data.zero_()
+    for temperature, std in ((1.0, 0.1), (10.0, 0.1**0.5)):
+        course = chained(temperature=temperature)
+        moved = chained.ends[1] - 0.995 * chained.ends[0]
+        assert float(moved.std()) == pytest.approx(std, rel=0.05)
+        assert course[1]["length"] == pytest.approx(0.995**2 + std**2, rel=0.05)
+
+
+def test_all_kinds_of_chains_start_alike_and_end_apart(chained):
+    kinds = [kind._asdict() for kind in cifar10_chains.KINDS.values()]
+    courses = [chained(**kind) for kind in kinds]
+    assert all(course[0] == courses[0][0] for course in courses)
+    assert len({course[-1]["fid"] for course in courses}) == len(kinds)

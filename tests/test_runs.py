@@ -20,6 +20,7 @@ RECIPES = Path(runs.__file__).parent / "recipes"
 # Of each recipe: what its parts depend on, as code that runs in its module.
 SETTINGS = {
     "cifar10_features": "[settings_of(size) for size in SIZES]",
+    "cifar10_chains": "[settings_of()]",
     "cifar10_sngan": "[settings_of(size) for size in SIZES]",
     "cover": "settings_of(9)",
     "digits_classifier": "settings_of(9)",

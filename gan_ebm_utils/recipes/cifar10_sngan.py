@@ -302,6 +302,7 @@ def settings_of(size: str) -> dict[str, Any]:
         "n_fid": N_FID,
         "fid_sizes": list(FID_SIZES),
         "n_near": N_NEAR,
+        "n_pairs": N_PAIRS,
         "part": PART,
     }
 
