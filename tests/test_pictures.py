@@ -398,7 +398,7 @@ def chained(monkeypatch):
         "discriminator_refitted": stack_discriminator(4, side=32, generator=rng(2)),
     }
     for judge in judges.values():  # steep, so that the energy is felt
-        judge.network[-1].weight.data *= 100
+        judge.network[-1].weight.data *= 1000
     card = {"networks": {"generator": {"kwargs": {"latent_dim": 5}}}}
     trio = checkpoints.Checkpoint({"generator": generator, **judges}, {}, card)
     moments = {"test_mean": torch.zeros(16), "test_covariance": torch.eye(16)}
