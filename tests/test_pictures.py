@@ -352,8 +352,16 @@ def test_the_nearest_training_image_is_found(monkeypatch):
     network = nn.Sequential(nn.AvgPool2d(32), nn.Flatten())
     truth = {"test_mean": torch.zeros(3), "test_covariance": torch.eye(3)}
     judge = checkpoints.Checkpoint({"classifier": argparse.Namespace(features=network)}, truth, {})
-    found = cifar10_sngan.compare(None, 3, judge, 0)
+    trio = {
+        "generator": None,
+        "discriminator": lambda x: x[:, :, 0, 0, 0],
+        "discriminator_refitted": lambda x: 2 * x[:, :, 1, 0, 0],
+    }
+    found = cifar10_sngan.compare(trio, 3, judge, 0)
     near = found["tensors"]
+    own, refitted = near["logits"]
+    assert torch.equal(own, torch.stack([test.images[:12, 0, 0, 0], draws[0, :, 0, 0, 0]]))
+    assert torch.equal(refitted[1], 2 * draws[0, :, 1, 0, 0])
     assert torch.equal(near["nearest"], datasets.to_bytes(known.images[rows[:3]]))
     assert torch.equal(near["drawn"], datasets.to_bytes(draws[0, :3]))
     assert near["distance"].tolist() == pytest.approx([1e-4 * 3**0.5] * 9, rel=0.01)

@@ -6,8 +6,9 @@ writes the checkpoints `cifar10_sngan` and `cifar10_dcgan`: `generator`, with av
 `discriminator`, as the game left it, and `discriminator_refitted`, fitted to the finished
 generator. The refitted one sees the features of a classifier that is trained here, on another part
 of the training set, and not those of `cifar10_features`. In these the card gives the FID, for
-several numbers of draws, and that of real images for the same numbers; and the tensors hold how far
-draws and test images are from the nearest training image, with some draws and these images.
+several numbers of draws, and that of real images for the same numbers; and the tensors hold both
+discriminators' logits of test images and draws, and how far these are from the nearest training
+image, with some draws and these images.
 
 | game | networks | loss | d's steps | Adam's betas |
 |---|---|---|---|---|
@@ -255,11 +256,12 @@ def fids(features: Tensor, judge: checkpoints.Checkpoint) -> dict[str, float]:
 
 @torch.no_grad()
 def compare(
-    generator: nn.Module, latent_dim: int, judge: checkpoints.Checkpoint, seed: int
+    networks: dict[str, Any], latent_dim: int, judge: checkpoints.Checkpoint, seed: int
 ) -> dict[str, Any]:
-    """FIDs of draws and of images that the judge has not seen, and their nearest training images.
+    """FIDs of draws and of images that the judge has not seen, logits, and nearest training images.
 
-    Distances are those of the judge's features, of draws and of test images.
+    `logits` are (discriminators, 2, n), of test images and of draws. Distances are those of the
+    judge's features.
     """
     network, device = judge.networks["classifier"].features, default_device()
     images, test = cifar10("train").images, cifar10("test").images
@@ -267,7 +269,7 @@ def compare(
     def features(x: Tensor) -> Tensor:
         return seen(network, (part.to(device) for part in x.split(PART)))
 
-    parts = draws_of(generator, latent_dim, N_FID, seeded(seed))
+    parts = draws_of(networks["generator"], latent_dim, N_FID, seeded(seed))
     drawn = torch.cat([x[0].float().cpu() for x in parts])
     known, of_draws = features(images), features(drawn)
 
@@ -275,11 +277,19 @@ def compare(
         near = (part.min(dim=1) for part in distances(x.cpu(), known.cpu()))
         return tuple(map(torch.cat, zip(*near, strict=True)))
 
+    def logits(name: str, x: Tensor) -> Tensor:
+        rows = (part[None].to(device) for part in x[: min(len(test), N_FID)].split(PART))
+        return torch.cat([networks[name](part)[0].cpu() for part in rows])
+
+    judges = "discriminator", "discriminator_refitted"
     distance, rows = nearest(of_draws[:N_NEAR])
     return {
         "fid": fids(of_draws, judge),
         "fid_of_real_images": fids(known[cifar10_features.N_TRAIN :], judge),
         "tensors": {
+            "logits": torch.stack(
+                [torch.stack([logits(name, x) for x in (test, drawn)]) for name in judges]
+            ),
             "distance": distance,
             "distance_of_test_images": nearest(features(test[:N_NEAR]))[0],
             "drawn": to_bytes(drawn[:N_PAIRS]),
@@ -361,8 +371,8 @@ def main(argv: list[str] | None = None) -> None:
         networks["discriminator_refitted"] = stored_network(
             ImageFeatureDiscriminator, how, fit["weights"]
         )
-
-        scores = once(f"scores of {kind}", compare, generator, latent_dim, judge)
+        trio = {name: network.float().to(device) for name, (network, *_) in networks.items()}
+        scores = once(f"scores of {kind}", compare, trio, latent_dim, judge)
         found = {
             "fid": scores["fid"],
             "fid_of_real_images": scores["fid_of_real_images"],
@@ -371,7 +381,8 @@ def main(argv: list[str] | None = None) -> None:
             "processes": share.num_processes,
             "seconds": round(seconds, 1),
         }
-        generator.half().cpu()
+        for network in trio.values():
+            network.half().cpu()
         if run.writes:
             tensors = scores["tensors"]
             checkpoints.save(f"cifar10_{kind}", networks, tensors, run.card(found), args.out)
