@@ -92,7 +92,8 @@ def drs(
             more = _Kept(every.expand_as(new)[new], z[new], d[new])
             kept = _Kept(*map(torch.cat, zip(kept, more, strict=True)))
         latents = torch.stack([kept.latents[kept.row == r][:n] for r in range(replicates)])
-        samples = gan.generator(latents)
+        parts = [gan.generator(part) for part in latents.split(batch_size, dim=1)]
+        samples = torch.cat(parts, dim=1)
     return Refined(samples, latents, n_kept / n_tried, calls())
 
 

@@ -160,7 +160,7 @@ def coloured(n, seed):
 
 def test_a_classifier_learns_and_its_average_has_statistics_of_its_own(tmp_path):
     data, test_set, generator = coloured(300, 1), coloured(200, 2), rng()
-    settings = {**cifar10_features.settings_of("quarter"), "batch_size": 50, "warmup_steps": 5}
+    settings = {**cifar10_features.settings_of("small"), "batch_size": 50, "warmup_steps": 5}
     settings["ema_decay"] = 0.8
     run = runs.Run("r", {}, argparse.Namespace(seed=0, state=tmp_path), runs.Progress())
     run.expect(dict.fromkeys(mnist_features.epochs_of(6), 1))
@@ -318,6 +318,7 @@ def test_what_a_classifier_has_learned_is_not_shown_to_a_refit(monkeypatch):
     monkeypatch.setattr(mnist_features, "train", train)
     monkeypatch.setattr(cifar10_sngan, "seen", features)
     monkeypatch.setattr(cifar10_sngan, "draws_of", lambda g, z, n, rng: [torch.zeros(1, n, 2)])
+    monkeypatch.setattr(cifar10_sngan, "calibrated", lambda *how: None)
     monkeypatch.setitem(cifar10_sngan.REFIT, "n_steps", 1)
     weights = cifar10_sngan.classify(0, None)
     cifar10_sngan.refit(None, 3, weights, 0)
@@ -459,7 +460,7 @@ def test_the_noise_of_a_chain_is_that_of_its_temperature(chained, monkeypatch):
         course = chained(temperature=temperature)
         moved = chained.ends[1] - 0.995 * chained.ends[0]
         assert float(moved.std()) == pytest.approx(std, rel=0.05)
-        assert course[1]["length"] == pytest.approx(0.995**2 + std**2, rel=0.05)
+        assert course[1]["mean_square"] == pytest.approx(0.995**2 + std**2, rel=0.05)
 
 
 def test_all_kinds_of_chains_start_alike_and_end_apart(chained):

@@ -10,7 +10,7 @@ from gan_ebm_utils import losses
 from gan_ebm_utils.base import Gan, seeded
 from gan_ebm_utils.checkpoints import Checkpoint
 from gan_ebm_utils.datasets import Images
-from gan_ebm_utils.networks import FeatureDiscriminator, stack_generator
+from gan_ebm_utils.networks import FeatureDiscriminator, StackedLinear, mlp, stack_generator
 from gan_ebm_utils.recipes import stacked_refined
 
 
@@ -38,7 +38,7 @@ def small(monkeypatch):
     digits = torch.rand(90, 1, 1, 1, generator=rng(1)).expand(-1, 1, 28, 28) - 1
     images = Images(digits.contiguous(), torch.zeros(90, dtype=torch.long))
     monkeypatch.setattr(stacked_refined, "mnist", lambda split: images)
-    sizes = {"N_REFIT": 50, "N_STACKS": 600, "N_HELD_OUT": 100, "PART": 100, "N_SAMPLES": 300}
+    sizes = {"N_REFIT": 50, "N_STACKS": 600, "N_HELD_OUT": 200, "PART": 100, "N_SAMPLES": 300}
     for name, value in {**sizes, "N_CHOICE": 100, "HIDDEN": (16,)}.items():
         monkeypatch.setattr(stacked_refined, name, value)
     for name, value in {"n_steps": 150, "batch_size": 64, "learning_rate": 3e-3}.items():
@@ -59,16 +59,38 @@ def test_the_refit_learns_what_tells_stacks_from_draws(small):
         real = judge(small.images[50 + torch.randint(40, (300, 3), generator=rng(2)), 0][None])
         fake = judge(gan.generator(gan.prior((1, 300), rng(3))))
     assert float(losses.gan_d_loss(real, fake)) < 2 * math.log(2) - 0.05
-    # Its loss is that of digits which it has not learned from: here they look like draws.
-    small.images[50:] = 0.9
+    # Other digits calibrate it and have its loss: here they are more like draws.
+    small.images[50:] = 2 * small.images[50:] + 1
     unlike = stacked_refined.refit(gan, features(), seed=0)
-    assert all(torch.equal(v, fit["weights"][k]) for k, v in unlike["weights"].items())
-    assert unlike["held_out_loss"] > fit["held_out_loss"] + 0.3
+    inner = [key for key in fit["weights"] if not key.startswith("2.")]
+    assert all(torch.equal(unlike["weights"][key], fit["weights"][key]) for key in inner)
+    assert not torch.equal(unlike["weights"]["2.weight"], fit["weights"]["2.weight"])
+    assert unlike["held_out_loss"] > fit["held_out_loss"] + 0.1
     # A control: draws that are the data cannot be told from them.
     small.images[50:] = small.images[:40]
     same = Gan(Same(small.images), None, 3)
     alike = stacked_refined.refit(same, features(), seed=0)["held_out_loss"]
     assert alike > 2 * math.log(2) - 0.02
+
+
+def test_a_head_that_knows_its_samples_by_heart_is_calibrated():
+    """Twice the log ratio of N(1, 1) and N(0, 1) plus 3, and then the ratio x - 1/2 itself."""
+    head = mlp(1, (8,), generator=rng())
+    x = torch.randn(2, 4000, 1, generator=rng(1))
+    pair = x[0] + 1, x[1]
+    head.load_state_dict({key: torch.zeros_like(v) for key, v in head.state_dict().items()})
+    first, last = (layer for layer in head if isinstance(layer, StackedLinear))
+    with torch.no_grad():  # SiLU(a) - SiLU(-a) = a
+        first.weight[0, 0, :2] = torch.tensor([1.0, -1.0])
+        last.weight[0, :2, 0] = torch.tensor([2.0, -2.0])
+        last.bias += 2.0
+        known = torch.linspace(-2, 3, 9)[None, :, None]
+        torch.testing.assert_close(head(known), 2 * known[..., 0] + 2)
+    before = losses.gan_d_loss(*(head(each[None]) for each in pair))
+    stacked_refined.calibrated(head, *pair)
+    torch.testing.assert_close(head(known), known[..., 0] - 0.5, atol=0.15, rtol=0)
+    assert losses.gan_d_loss(*(head(each[None]) for each in pair)) < before - 0.1
+    assert all(weight.requires_grad for weight in head.parameters())
 
 
 class Same(nn.Module):

@@ -49,6 +49,7 @@ from gan_ebm_utils.networks import (
 )
 from gan_ebm_utils.recipes import cifar10_features, mnist_features
 from gan_ebm_utils.recipes.stacked_mnist import Game, Rule, repeat
+from gan_ebm_utils.recipes.stacked_refined import calibrated
 from gan_ebm_utils.training import fit_discriminator
 
 RULES = {
@@ -83,11 +84,11 @@ SIZES: dict[str, dict[str, Any]] = {
 N_POINTS = 20  # of a game, at which it is stored
 CLASSIFIER = {"width": 16, "epochs": 10}
 HIDDEN = (256, 256)
-REFIT = {"n_steps": 3000, "batch_size": 256, "learning_rate": 1e-3}
+REFIT = {"n_steps": 1000, "batch_size": 256, "learning_rate": 1e-3}
 # Training images of the classifier; others that the refits see, since the features of images that a
-# classifier has learned tell them from all others; and others again, for the refit's card. As many
-# draws of a generator stand beside the last two.
-N_LEARNED, N_REFIT, N_HELD_OUT = 20_000, 25_000, 5_000
+# classifier has learned tell them from all others; others again, which calibrate a refit, and as
+# many for its card. As many draws of a generator stand beside the last three.
+N_LEARNED, N_REFIT, N_HELD_OUT = 20_000, 25_000, 2_500
 N_FID, PART = 10_000, 500
 FID_SIZES = (500, 1000, 2000, 5000, 10_000)  # of as many draws an FID is given
 N_NEAR, N_PAIRS = 1000, 8  # draws whose nearest image is looked for, and those that are stored
@@ -225,20 +226,21 @@ def seen(features: nn.Module, parts: Iterable[Tensor]) -> Tensor:
 def refit(
     generator: nn.Module, latent_dim: int, features: dict[str, Tensor], seed: int
 ) -> dict[str, Any]:
-    """A discriminator fitted to the finished generator, and its loss on held-out images."""
+    """A calibrated discriminator of the finished generator, and its loss on other images."""
     rng = seeded(seed)
     images, (width, hidden) = cifar10("train").images, (CLASSIFIER["width"], HIDDEN)
     judge = ImageFeatureDiscriminator(width, hidden, generator=rng)
     judge.features.load_state_dict(features)
-    n = N_REFIT + N_HELD_OUT
+    n = N_REFIT + 2 * N_HELD_OUT
     known = (x.to(rng.device) for x in images[N_LEARNED : N_LEARNED + n].split(PART))
     drawn = draws_of(generator, latent_dim, n, rng)
     real, fake = seen(judge.features, known), seen(judge.features, (x[0] for x in drawn))
     learn = [minibatches(each) for each in (real[:N_REFIT], fake[:N_REFIT])]
     fit_discriminator(judge.head, *learn, losses.gan_d_loss, generator=rng, **REFIT)
+    calibrated(judge.head, *(x[N_REFIT:][:N_HELD_OUT] for x in (real, fake)))
     judge.head.half().float()  # as it is stored
     with torch.no_grad():
-        logits = [judge.head(each[None]) for each in (real[N_REFIT:], fake[N_REFIT:])]
+        logits = [judge.head(x[None, N_REFIT + N_HELD_OUT :]) for x in (real, fake)]
     loss = float(losses.gan_d_loss(*logits))
     return {"weights": judge.state_dict(), "held_out_loss": loss}
 

@@ -10,7 +10,9 @@ a mode) with fewer steps; the digits are the small ones of scikit-learn, scored 
 `digits_classifier` and by the diversity of Rosca et al. 2018 (arXiv:1802.06847). Each checkpoint
 holds scores of the draws ("drawn"), of MH-GAN with a discriminator that is refitted to data and
 draws ("refined"), and of the decoder at latents that MH-GAN chooses with one that is fitted to
-codes and prior ("codes"). A run that is cut off goes on after the last model that was finished.
+codes and prior ("codes"). Digits are few, so a refit has fewer steps there, and its loss on digits
+that it has not seen is stored ("refit_loss"). A run that is cut off goes on after the last model
+that was finished.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ REFITTED = {"hidden": [128, 128], "fourier": [64, 2.0]}
 REFIT = {"batch_size": 512, "learning_rate": 3e-3}
 N_SAMPLES, N_STD = 2500, 3
 N_PROPOSALS = 100
+REFIT_SHARE = 0.2  # of the steps of a refit are enough on the digits, or it learns them by heart
 SSIM = (0.01**2, 0.03**2)  # its two constants, for grey levels in [0, 1]
 N_SHOWN = 500  # draws of each replicate that are stored, in the plane
 N_PICTURES, N_BETWEEN = 20, 8  # digits of one replicate, and pictures from one to another
@@ -295,15 +298,24 @@ def refit(gan: Gan, data: Sample, n_in: int, n_steps: int, replicates: int, rng:
     return refit_discriminator(gan, start, data, n_steps, rng, replicates=replicates, **REFIT)
 
 
-def draws_of(model: Model, law: Law, n_steps: int, replicates: int, seed: int) -> dict[str, Tensor]:
-    """Draws (R, N_SAMPLES, dim) of a model, as `main` names them."""
+def draws_of(
+    model: Model, law: Law, n_steps: int, replicates: int, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draws (R, N_SAMPLES, dim) of a model by name, and the loss of a refit to digits."""
     rng, size = seeded(seed), (replicates, N_SAMPLES)
     how = {"replicates": replicates, "n_steps": N_PROPOSALS}
-    gan, n_z = gan_of(model, law), law.latent_dim
+    gan, n_z, losses = gan_of(model, law), law.latent_dim, {}
     with torch.no_grad():
         found = {"drawn": gan.generator(gan.prior(size, rng))}
+    if law.means is None:
+        n_steps = math.ceil(REFIT_SHARE * n_steps)
     refitted = refit(gan, law.sample, law.dim, n_steps, replicates, rng)
     found["refined"] = mh_gan(refitted, N_SAMPLES, rng, **how).samples
+    if law.means is None:
+        with torch.no_grad():
+            real, fake = pixels(True).to(rng.device), gan.generator(gan.prior(size, rng))
+            logits = (refitted.discriminator(x) for x in (real.expand(replicates, -1, -1), fake))
+            losses["refit_loss"] = gan_d_loss(*logits)
     if model.kind != "gan":
 
         @torch.no_grad()
@@ -317,7 +329,7 @@ def draws_of(model: Model, law: Law, n_steps: int, replicates: int, seed: int) -
         rest = randn(*size, gan.latent_dim - n_z, generator=rng)
         with torch.no_grad():
             found["codes"] = gan.generator(torch.cat([z, rest], dim=-1))
-    return found
+    return found, losses
 
 
 def diversity(x: Tensor) -> Tensor:
@@ -356,17 +368,19 @@ def scores_of(x: Tensor, law: Law) -> dict[str, Tensor]:
 @torch.no_grad()
 def score(model: Model, law: Law, n_steps: int, replicates: int, seed: int) -> dict[str, Tensor]:
     """Scores (R,) of a model's draws and codes, and some of its draws."""
-    tensors, rng = {}, seeded(seed + 1)
+    rng = seeded(seed + 1)
     with torch.enable_grad():
-        drawn = draws_of(model, law, n_steps, replicates, seed)
+        drawn, tensors = draws_of(model, law, n_steps, replicates, seed)
     for name, x in drawn.items():
         tensors |= {f"{name}/{key}": value for key, value in scores_of(x, law).items()}
         shown = x[:, :N_SHOWN] if law.means is not None else x[:1, :N_PICTURES]
         tensors[f"{name}/draws"] = shown.half()
     if model.kind != "gan":
         is_plane = law.means is not None
-        sample = law.sample if is_plane else minibatches(pixels(True))
-        seen = model.see(sample((replicates, N_SAMPLES), rng), rng)
+        # Each digit once: codes of one that is drawn twice would be too near each other.
+        held = pixels(True).to(rng.device).expand(replicates, -1, -1)
+        x = law.sample((replicates, N_SAMPLES), rng) if is_plane else held
+        seen = model.see(x, rng)
         error = squares(seen.x, seen.r) / law.std**2 / law.dim
         tensors["reconstruction"] = error.mean(dim=1).sqrt()  # in units of `std`
         tensors["code_distance"] = metrics.energy_distance(seen.c, seen.z)
@@ -430,7 +444,7 @@ def settings_of(name: str, steps: tuple[int, int], replicates: int) -> dict[str,
         "noise": NOISE,
         **TRAINING,
         "weights": WEIGHTS,
-        "refit": {**REFITTED, **REFIT},
+        "refit": {**REFITTED, **REFIT, "share_on_digits": REFIT_SHARE},
         "steps": steps,
         "scores": [N_SAMPLES, N_STD, N_PROPOSALS, N_SHOWN, N_PICTURES, N_BETWEEN, *SSIM],
         "law": LAWS[name],

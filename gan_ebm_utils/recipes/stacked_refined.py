@@ -8,7 +8,8 @@ samples as they are drawn, after independence Metropolis-Hastings (`mh`), and af
 latent space (`ddls`), with the FID of each and the calls of networks it took.
 
 The head sees features of a classifier that scores nothing here, the one of `mnist_gan`. It is
-fitted to features of stacks of training digits and of stored draws, so that a step costs little.
+fitted to features of stacks of training digits and of stored draws, so that a step costs little,
+and calibrated on others: a logit that has learned its samples by heart is too steep.
 Of several step sizes of MALA one is chosen, by the FID of other draws against the training digits.
 Generators and features compute in bfloat16 where the device is fast in it. It takes about twenty
 minutes of one core of a recent CPU.
@@ -25,18 +26,19 @@ import torch
 from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, runs
-from gan_ebm_utils.base import Calls, Gan, Refined, default_device, seeded
+from gan_ebm_utils.base import Calls, Gan, Refined, Sample, default_device, seeded
+from gan_ebm_utils.calibration import calibrate
 from gan_ebm_utils.datasets import minibatches, mnist
-from gan_ebm_utils.networks import FeatureDiscriminator, mlp
+from gan_ebm_utils.networks import FeatureDiscriminator, StackedLinear, mlp
 from gan_ebm_utils.recipes.stacked_mnist import COUNTING, KEPT, SECOND, classes, fid_of
 from gan_ebm_utils.refine import ddls, mh_gan
 from gan_ebm_utils.training import fit_discriminator
 
-REFIT = {"n_steps": 3000, "batch_size": 256, "learning_rate": 1e-3}
+REFIT = {"n_steps": 1000, "batch_size": 256, "learning_rate": 1e-3}
 HIDDEN = (256, 256)
-# Training digits that the refit may see, stacks that it draws of them and of the generator, and how
-# many of both, of other digits, are for its card.
-N_REFIT, N_STACKS, N_HELD_OUT = 50_000, 40_000, 5_000
+# Training digits that the refit may see, stacks that it has of the generator, and how many of both,
+# of other digits, calibrate it, and as many again are for its card.
+N_REFIT, N_STACKS, N_HELD_OUT = 50_000, 40_000, 2_500
 N_SAMPLES, PART = 6_000, 1_000
 SAMPLERS = {"mh": {"n_steps": 16}, "ddls": {"n_steps": 10}}
 STEP_SIZES, N_CHOICE = (0.2, 0.05, 0.01), 1_000
@@ -68,23 +70,37 @@ def judge_of(features: dict[str, Tensor], head: dict[str, Tensor] | None, seed: 
     return judge.eval()
 
 
+def calibrated(head: nn.Module, real: Tensor, fake: Tensor) -> None:
+    """Scale and shift the logits of a head by Platt's fit to features (n, d) that it has not seen.
+
+    Its last layer takes both, so that it stays the same kind of network.
+    """
+    with torch.no_grad():
+        curve = calibrate(head(real[None]), head(fake[None]))
+        linear = next(x for x in reversed([*head.modules()]) if isinstance(x, StackedLinear))
+        linear.weight *= curve.slope
+        linear.bias.mul_(curve.slope).add_(curve.offset)
+
+
 def refit(gan: Gan, features: dict[str, Tensor], seed: int) -> dict[str, Any]:
     """The weights of a head fitted to the generator of `gan`, and its loss on held-out stacks."""
     judge, rng = judge_of(features, None, seed), seeded(seed + 1)
     digits = mnist("train").images.to(rng.device)
     with torch.no_grad():
         seen = torch.cat([judge.features(x) for x in digits.split(PART)])
-        real = [
-            minibatches(each)((n, 3), rng).flatten(1)
-            for each, n in ((seen[:N_REFIT], N_STACKS), (seen[N_REFIT:], N_HELD_OUT))
-        ]
-        draws = (gan.generator(gan.prior((1, n), rng)) for n in _parts(N_STACKS + N_HELD_OUT))
+        draws = (gan.generator(gan.prior((1, n), rng)) for n in _parts(N_STACKS + 2 * N_HELD_OUT))
         fake = torch.cat([judge.seen(x)[0] for x in draws])
-    learn = [minibatches(each) for each in (real[0], fake[:N_STACKS])]
+
+    def stacks(of: Tensor) -> Sample:  # three digits at a time
+        return lambda size, rng: minibatches(of)((*size, 3), rng).flatten(start_dim=2)
+
+    learn = stacks(seen[:N_REFIT]), minibatches(fake[:N_STACKS])
     fit_discriminator(judge.head, *learn, losses.gan_d_loss, generator=rng, **REFIT)
+    others = stacks(seen[N_REFIT:])((1, 2 * N_HELD_OUT), rng)[0], fake[N_STACKS:]
+    calibrated(judge.head, *(x[:N_HELD_OUT] for x in others))
     judge.head.half().float()  # as it is stored
     with torch.no_grad():
-        logits = [judge.head(each[None]) for each in (real[1], fake[N_STACKS:])]
+        logits = [judge.head(x[None, N_HELD_OUT:]) for x in others]
     loss = float(losses.gan_d_loss(*logits))
     weights = {key: value.half().cpu() for key, value in judge.head.state_dict().items()}
     return {"weights": weights, "held_out_loss": loss}
