@@ -2,12 +2,11 @@
 
     python -m gan_ebm_utils.recipes.one_budget gaussians25
 
-writes the checkpoint `one_budget_gaussians25`; the others are `swiss_roll`, `mnist` and `cifar10`.
-A pass is one sample through generator and discriminator, forward or backward. Its tensors are named
-`discriminator/sampler/budget/score` and hold one number for each replicate of the stored GANs. On
-CIFAR-10 a single generator is sampled several times instead. Of several sizes of steps one is
-chosen for each budget, by samples that are not scored, on MNIST against a half of the test set that
-scores no sampler, on CIFAR-10 against training images. MALA on the plane takes its sizes at random
+writes the checkpoint `one_budget_gaussians25`; `swiss_roll` and `mnist` are the other two. A pass
+is one sample through generator and discriminator, forward or backward. Its tensors are named
+`discriminator/sampler/budget/score` and hold one number for each replicate of the stored GANs. Of
+several sizes of steps one is chosen for each budget, by samples that are not scored, on MNIST
+against a half of the test set that scores no sampler. MALA on the plane takes its sizes at random
 instead, and on the Swiss roll has one longer budget. Each takes an hour or more on one CPU core; a
 run that is cut off goes on after the last part that was finished.
 
@@ -16,8 +15,7 @@ and a part that the checkpoint in `--out` holds under its key is taken from ther
 added is all that is run. The digest is of a sampler's name and arguments, not of its code: one that
 does something else needs another name.
 
-On MNIST the networks compute in bfloat16, on CIFAR-10 where the device is fast in it, and the
-features for the FID in single precision.
+On MNIST the networks compute in bfloat16, and the features for the FID in single precision.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gan_ebm_utils import checkpoints, metrics, runs
 from gan_ebm_utils.base import (
@@ -44,9 +42,8 @@ from gan_ebm_utils.base import (
     default_device,
     seeded,
 )
-from gan_ebm_utils.datasets import cifar10, gaussian_grid, mnist, swiss_roll
+from gan_ebm_utils.datasets import gaussian_grid, mnist, swiss_roll
 from gan_ebm_utils.energies import flow_energy, latent_energy
-from gan_ebm_utils.recipes import cifar10_features
 from gan_ebm_utils.refine import ddls, dgflow, dot, drs, isir_gan, lipschitz_estimate, mh_gan
 from gan_ebm_utils.samplers import independence_mh, isir, langevin, mala, mixture, run_chain
 
@@ -85,14 +82,6 @@ GAMES: dict[str, dict[str, Any]] = {
         "n_choice": 250,
         "part": 250,
         "arithmetic": "bfloat16",
-    },
-    "cifar10": {
-        "gans": "cifar10_sngan",
-        "n": 10_000,
-        "budgets": (10,),
-        "n_choice": 500,
-        "part": 100,  # whose proposals i-SIR makes at once
-        "samplings": 3,
     },
 }
 
@@ -170,22 +159,18 @@ MALA_SIZES = {
     "gaussians25": ((1e-2, 1e-3, 1e-4, 1e-5),),
     "swiss_roll": ((1.0, 1e-1, 1e-2, 1e-3),),
     "mnist": ((1.0, 0.3), (0.3, 0.1), (0.1, 0.03)),
-    "cifar10": ((1.0, 0.3), (0.3, 0.1), (0.1, 0.03)),
 }
 LANGEVIN_SIZES = {
     **dict.fromkeys(("gaussians25", "swiss_roll"), (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)),
     "mnist": (0.3, 0.1, 0.03, 0.01),
-    "cifar10": (0.3, 0.1, 0.03, 0.01),
 }
 DOT_SIZES = {
     **dict.fromkeys(("gaussians25", "swiss_roll"), (0.003, 0.01, 0.03, 0.1, 0.3)),
     "mnist": (0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
-    "cifar10": (0.3, 0.1, 0.03, 0.01, 0.003, 0.001),
 }
 FLOW_SIZES = {
     **dict.fromkeys(("gaussians25", "swiss_roll"), (2e-1, 2e-2, 2e-3, 2e-4, 2e-5, 2e-6)),
     "mnist": (0.5, 0.2, 0.05, 0.02),
-    "cifar10": (0.5, 0.2, 0.05, 0.02),
 }
 SAMPLERS = {
     "drs": Sampler(
@@ -263,7 +248,7 @@ class Judge(NamedTuple):
 
 def judged(name: str, seed: int, read_from: dict[str, str]) -> dict[str, Any]:
     """What the results of each function of a judge depend on."""
-    if name in ("mnist", "cifar10"):
+    if name == "mnist":
         halves_of = {**read_from, "seed": seed}
         return {"error": halves_of, "score": halves_of, "mode": {}}
     game, is_grid = GAMES[name], name == "gaussians25"
@@ -356,60 +341,6 @@ def mnist_judge(n: int, replicates: int, seed: int, read_from: dict[str, str]) -
     return Judge(score, error, None, real, judged("mnist", seed, read_from), tensors, facts)
 
 
-@torch.no_grad()
-def cifar10_judge(n: int, seed: int, read_from: dict[str, str]) -> Judge:
-    """FID in the features of `cifar10_features`, classes as for MNIST, and what colours there are.
-
-    Settings are chosen by the FID against training images that those features have not seen. The
-    same images, as many as there are and once, are what real ones score.
-    """
-    stored, test = checkpoints.load("cifar10_features"), cifar10("test")
-    classifier = stored.networks["classifier"]
-    truths = {
-        name: (stored.tensors[f"{name}_mean"], stored.tensors[f"{name}_covariance"])
-        for name in ("held_out", "test")
-    }
-    share = test.labels.bincount(minlength=10) / len(test.labels)
-
-    def features(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return torch.cat([classifier.features(part.float().cpu()) for part in x.split(500)])
-
-    def fid(seen: Tensor, name: str) -> float:
-        return metrics.frechet_distance(*metrics.moments(seen), *truths[name])
-
-    def error(x: Tensor) -> float:
-        return sum(fid(features(part), "held_out") for part in x) / len(x)
-
-    def score(x: Tensor) -> dict[str, Tensor]:
-        seen = [features(part) for part in x]
-        with torch.autocast("cpu", enabled=False):
-            classes = [classifier.head(part).argmax(dim=1).bincount(minlength=10) for part in seen]
-        found = torch.stack(classes) / x.shape[1] / share
-        return {
-            "fid": torch.tensor([fid(part, "test") for part in seen]).double(),
-            "min_share": found.amin(dim=1).double(),
-            "saturation": metrics.saturation(x),
-            "colour_distance": metrics.colour_distance(x, test.images),
-        }
-
-    def real() -> Tensor:
-        return cifar10("train").images[None, cifar10_features.N_TRAIN :][:, :n]
-
-    return Judge(score, error, None, real, judged("cifar10", seed, read_from), {}, {})
-
-
-class Alike(nn.Module):
-    """One network in the place of R replicates, on (R, n, ...): all rows are one batch."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.flatten(0, 1)[None])[0].unflatten(0, x.shape[:2])
-
-
 class Use(NamedTuple):
     """A sampler at a budget, with a discriminator: "refitted", or "own", trained with the GAN."""
 
@@ -431,14 +362,12 @@ class Use(NamedTuple):
 
 
 def uses_of(game: dict[str, Any]) -> list[Use]:
-    """All runs of a game: trained discriminators at its last budget but one, if there are two."""
+    """All runs of a game: the trained discriminators at its last budget but one."""
     uses = [Use("refitted", sampler, b) for b in game["budgets"] for sampler in SAMPLERS]
     uses += [
         Use("refitted", s, b) for s, budgets in game.get("longer", {}).items() for b in budgets
     ]
-    return uses + [
-        Use("own", s, game["budgets"][-2:][0]) for s, row in SAMPLERS.items() if row.is_own
-    ]
+    return uses + [Use("own", s, game["budgets"][-2]) for s, row in SAMPLERS.items() if row.is_own]
 
 
 class Comparison(runs.Run):
@@ -469,13 +398,6 @@ class Bench(NamedTuple):
     judge: Judge
     n: int
     seed: int
-
-    def gan(self, which: str) -> Gan:
-        """The pairs with a discriminator; a single pair is sampled as if it were several."""
-        gan = self.gans.gan("" if which == "own" else which)
-        if "samplings" not in GAMES[self.name]:
-            return gan
-        return gan._replace(generator=Alike(gan.generator), discriminator=Alike(gan.discriminator))
 
     def sizes(self, use: Use) -> tuple:
         """Those to choose among."""
@@ -704,17 +626,12 @@ def main(argv: list[str] | None = None) -> None:
 
     device, checkpoint = default_device(), f"one_budget_{args.name}"
     gans = checkpoints.load(game["gans"], device)
-    replicates = game.get("samplings") or gans.card["settings"]["replicates"]
+    replicates = gans.card["settings"]["replicates"]
     read_from: dict[str, str] = {}
     if args.name == "mnist":
         judge_card = checkpoints.load("mnist_features").card
         read_from = {**runs.mnist_source(), "features_sha256": judge_card["sha256"]}
         judge = mnist_judge(n, replicates, args.seed, read_from)
-    elif args.name == "cifar10":
-        judge_card = checkpoints.load("cifar10_features").card
-        read_from = {**runs.cifar10_source(), "features_sha256": judge_card["sha256"]}
-        read_from |= {"device": device.type, "samplings": str(replicates)}
-        judge = cifar10_judge(n, args.seed, read_from)
     else:
         judge = plane_judge(args.name, n, replicates, args.seed)
     bench, uses = Bench(args.name, gans, judge, n, args.seed), uses_of(game)
@@ -729,18 +646,17 @@ def main(argv: list[str] | None = None) -> None:
         return whole.once(name, lambda: make(*before, given), given)[0]
 
     found, chosen = {}, {}
-    # On pictures, half the digits are enough and take half the time; those of MNIST are stored so.
-    coarse = torch.autocast(device.type, torch.bfloat16, enabled=args.name == "mnist")
-    with runs.autocast(device) if args.name == "cifar10" else coarse:
+    # On pictures, half the digits are enough and take half the time.
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.name == "mnist"):
         given = {"judge": judge.given["score"], "n": n, "replicates": replicates}
         found[REAL] = once(REAL, given, lambda _: judge.score(judge.real()))
         given = bench.draws_given()
         found[DRAWS] = once(
-            DRAWS, given, lambda how: judge.score(draws(bench.gan(""), replicates, how))
+            DRAWS, given, lambda how: judge.score(draws(gans.gan(), replicates, how))
         )
         for use in uses:
             (size, *others), part = (of := bench.sizes(use)), f"{use.name}-choice"
-            how = use.row, bench.gan(use.which), replicates, judge
+            how = use.row, gans.gan("" if use.which == "own" else use.which), replicates, judge
             if others:
                 errors = once(part, bench.choice_given(use), errors_of, *how)
                 size = best(of, errors)
@@ -753,9 +669,7 @@ def main(argv: list[str] | None = None) -> None:
 
     tensors = {f"{name}/{score}": v for name, each in found.items() for score, v in each.items()}
     intervals = {
-        name: list(metrics.mean_interval(value)[:3])
-        if len(value) > 1 and value.isfinite().all()
-        else None
+        name: list(metrics.mean_interval(value)[:3]) if value.isfinite().all() else None
         for name, value in tensors.items()
     }
     card = whole.card({**intervals, **judge.facts}) | {"chosen": chosen, "keys": whole.keys}
