@@ -487,14 +487,14 @@ def key(training):
 
 def test_a_training_depends_on_its_own_settings_only(monkeypatch):
     names = [training.name for training in stacked_mnist.trainings()]
-    assert len(set(names)) == len(names) == 19
+    assert len(set(names)) == len(names) == 22
     assert names[:3] == ["meg-long", "meg_no_entropy-long", "relativistic_r1_r2-long"]
-    assert names[3:5] == ["meg-0", "meg_no_entropy-0"] and names[-1] == "meg-0-narrow4"
+    assert names[6:8] == ["meg-0", "meg_no_entropy-0"] and names[-1] == "meg-0-narrow4"
     before = {training: key(training) for training in stacked_mnist.trainings()}
     assert len(set(before.values())) == len(before)
     monkeypatch.setitem(LOSSES, "wgan_gp", LOSSES["wgan_gp"]._replace(weight=1.0))
     changed = {training.name for training, was in before.items() if key(training) != was}
-    assert changed == {"wgan_gp-0"}
+    assert changed == {"wgan_gp-0", "wgan_gp-long"}
     monkeypatch.setitem(stacked_mnist.SIZES["half"]["steps"], "5", 5)
     changed = {training.loss for training, was in before.items() if key(training) != was}
     assert changed == {"meg", "meg_no_entropy", "wgan_gp"}
@@ -503,7 +503,7 @@ def test_a_training_depends_on_its_own_settings_only(monkeypatch):
 
 
 def test_each_training_has_a_seed_of_its_own():
-    assert len({stacked_mnist.seed_of(0, each) for each in stacked_mnist.trainings()}) == 19
+    assert len({stacked_mnist.seed_of(0, each) for each in stacked_mnist.trainings()}) == 22
     assert stacked_mnist.seed_of(0, Training("meg", 0)) != stacked_mnist.seed_of(
         1, Training("meg", 0)
     )
@@ -609,7 +609,8 @@ def test_what_is_stored_is_what_was_scored(tiny, tmp_path, monkeypatch, capsys):
     for key, value in averaged.state_dict().items():
         assert torch.equal(value, pair.networks["generator"].state_dict()[key])
     assert not torch.equal(last.network[0].weight, averaged.network[0].weight)
-    assert made["non_saturating-0"]["weights"] == {}
+    assert made["non_saturating-0"]["weights"] == made["non_saturating-long"]["weights"] == {}
+    assert len(checkpoints.available(tmp_path / "out")) == 2, "only MEG's networks are kept"
     # 5 steps of d: x, y, x with a gradient; one of G: y. d forward 5 * 3 + 1, G forward 5 + 1, and
     # backward d twice at x, for its penalty, once each at x and y, and once for G, as G itself.
     assert made["meg-long"]["calls"][0] == 6 * (5 * 3 + 1 + 5 + 1)
@@ -626,12 +627,12 @@ def test_what_is_stored_is_what_was_scored(tiny, tmp_path, monkeypatch, capsys):
 def test_a_later_start_adds_to_the_checkpoint(tiny, tmp_path, monkeypatch, capsys):
     out, other = tmp_path / "out", tmp_path / "other"
     stacked_mnist.main([*tiny, "--only", "meg-long"])
-    stacked_mnist.main([*tiny, "--only", "meg-1", "non_saturating"])
+    stacked_mnist.main([*tiny, "--only", "meg-1", "non_saturating-0"])
     both = checkpoints.load("stacked_mnist", folder=out)
     assert sorted(both.card["keys"]) == ["meg-1", "meg-long", "non_saturating-0"]
     # As if they had been made at once.
     at_once = [*tiny[:2], "--out", str(other), "--jobs", "1"]
-    stacked_mnist.main([*at_once, "--only", "meg-long", "meg-1", "non_saturating"])
+    stacked_mnist.main([*at_once, "--only", "meg-long", "meg-1", "non_saturating-0"])
     whole = checkpoints.load("stacked_mnist", folder=other).tensors
     assert all(torch.equal(v.nan_to_num(), whole[k].nan_to_num()) for k, v in both.tensors.items())
     # What is there is not made again, unless what it depends on has changed or its pair is gone.
@@ -651,7 +652,7 @@ def test_a_later_start_adds_to_the_checkpoint(tiny, tmp_path, monkeypatch, capsy
         stacked_mnist.main([*tiny, "--only", "meg-long"])
     monkeypatch.setitem(LOSSES, "non_saturating", LOSSES["non_saturating"]._replace(weight=1.0))
     with pytest.raises(ZeroDivisionError):
-        stacked_mnist.main([*tiny, "--only", "non_saturating"])
+        stacked_mnist.main([*tiny, "--only", "non_saturating-0"])
     assert checkpoints.load("stacked_mnist", folder=out).card["keys"] == both.card["keys"]
 
 

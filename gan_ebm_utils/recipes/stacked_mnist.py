@@ -4,10 +4,10 @@
 
 writes the checkpoint `stacked_mnist`: of each training its course and its last scores; and for MEG,
 MEG without its entropy term and the relativistic loss one `stacked_mnist_LOSS`, the averaged
-generator and the discriminator of a longer training. Does this benchmark tell losses apart, or
-networks and lengths of training? So all losses have the same generator, with batch normalisation,
-the same discriminator, without, and batches of the same size; some also have a discriminator of a
-half and a quarter of the width, and modes are counted along the way.
+generator and the discriminator of the longer training that each loss has. Does this benchmark tell
+losses apart, or networks and lengths of training? So all losses have the same generator, with batch
+normalisation, the same discriminator, without, and batches of the same size; some also have a
+discriminator of a half and a quarter of the width, and modes are counted along the way.
 
 | loss | discriminator's penalty | its steps | Adam's betas |
 |---|---|---|---|
@@ -25,10 +25,10 @@ arXiv:1901.08508). A norm is over all axes of a stack. A loss of five steps has 
 of the others, which takes as long.
 
 Widths and batches are half of what `--full` has, where all losses have 10,000 steps of the
-generator and the longer ones 20,000. Those of half size take about eight hours of one core that has
-no units for bfloat16; networks compute in it where the device is fast in it, else in float32. The
-trainings run in `--jobs` processes. Each is stored on its way, with the scores so far, and when it
-ends; a later start goes on from there. What a training depends on is its own settings, the data,
+generator and the longer ones 20,000. Those of half size take about twelve hours of one core that
+has no units for bfloat16; networks compute in it where the device is fast in it, else in float32.
+The trainings run in `--jobs` processes. Each is stored on its way, with the scores so far, and when
+it ends; a later start goes on from there. What a training depends on is its own settings, the data,
 the two classifiers and the kind of device, and the card holds a key for each: one that the
 checkpoint in `--out` holds under its key is taken from there, so that `--only` can spread the
 trainings over many starts. On a GPU, which GAN_EBM_DEVICE can choose, a whole iteration is captured
@@ -128,7 +128,7 @@ SEEDS = {"meg": 3, "meg_no_entropy": 3, "relativistic_r1_r2": 3}  # 1 for the ot
 NARROW = {"relativistic_r1_r2": [2, 4], "meg": [2, 4]}
 # `samplings` are those of a generator that is stored; the others have one.
 SCORING = {"n_points": 6, "n_course": 5_000, "n_last": 26_000, "samplings": 3}
-# The losses that have a long training, whose networks are stored.
+# The losses whose long training is stored with its networks.
 KEPT = ("meg", "meg_no_entropy", "relativistic_r1_r2")
 COURSE = ("step", "modes", "kl", "modes_averaged", "kl_averaged", "information")
 COUNTING, SECOND = JUDGES = ("stacked_classifier", "mnist_features")
@@ -149,10 +149,16 @@ class Training(NamedTuple):
             return f"{self.loss}-long"
         return f"{self.loss}-{self.number}" + f"-narrow{self.narrow}" * (self.narrow > 1)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether its networks are stored."""
+        return self.is_long and self.loss in KEPT
+
 
 def trainings() -> list[Training]:
     """All trainings in the order in which they are wanted: long ones, firsts of a loss, others."""
-    most, longs = max(SEEDS.values()), [Training(loss, is_long=True) for loss in KEPT]
+    most = max(SEEDS.values())
+    longs = [Training(loss, is_long=True) for loss in LOSSES]
     firsts = [Training(loss, i) for i in range(most) for loss in LOSSES if i < SEEDS.get(loss, 1)]
     others = [Training(loss, 0, n) for loss, narrow in NARROW.items() for n in narrow]
     return longs + firsts + others
@@ -527,7 +533,7 @@ def train(task: Task) -> Training:
             f"{name}.{key}": value.half() if value.is_floating_point() else value
             for name, network in pair.items()
             for key, value in network.state_dict().items()
-            if training.is_long
+            if training.keeps
         }
         course = torch.tensor(state["course"], dtype=torch.float64)
         return {
@@ -632,7 +638,7 @@ def known_trainings(name: str, folder: Path | None, wanted: dict[str, str]) -> K
         if wanted.get(training) != key:
             continue
         loss, _, rest = training.partition("-")
-        if rest == "long":
+        if Training(loss, is_long=rest == "long").keeps:
             try:
                 if checkpoints.load(f"{name}_{loss}", folder=folder).card["key"] != key:
                     continue
@@ -661,7 +667,7 @@ def add(known: Known, task: Task, run: runs.Run, name: str, out: Path | None) ->
         "seconds": round(sum(part["seconds"]), 1),
         "seconds_cpu": round(part["made"]["seconds_cpu"], 1),
     }
-    if training.is_long:
+    if training.keeps:
         networks = networks_of(task, part["made"]["weights"])
         card = {**run.card({**found, "training": training.name}), "threads": 1, "key": key}
         checkpoints.save(f"{name}_{training.loss}", networks, {}, card, out)
