@@ -18,7 +18,6 @@ from torch import Tensor
 
 from gan_ebm_utils import base
 from gan_ebm_utils.base import Box, Distribution, Energy, Interval, Sample
-from gan_ebm_utils.datasets import to_bytes
 
 
 def mean_interval(values: Tensor, digits: int = 3) -> Interval:
@@ -531,7 +530,8 @@ def _bytes(name: str, images: Tensor) -> Tensor:
     if low < -1 or high > 1:
         found = f"got values from {low:.3g} to {high:.3g}"
         raise ValueError(f"{name} must lie in [-1, 1], {found}; scale them as `datasets` does")
-    return to_bytes(images).cpu().transpose(1, 2).flatten(2)
+    values = ((images.cpu().float() + 1) * 127.5).round().to(torch.uint8)
+    return values.transpose(1, 2).flatten(2)
 
 
 class ClassScores(NamedTuple):
