@@ -244,6 +244,17 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if fits else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def to_bytes(images: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `datasets`.
+
+    Those beyond are black or white, as they look.
+
+    >>> to_bytes(torch.tensor([-1.0, 0.0, 1.0, 3.0]))
+    tensor([  0, 128, 255, 255], dtype=torch.uint8)
+    """
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
     """|x_i - y_j| of points (n, d) and (m, d), as (rows, m) for some rows of x after the other.
 

@@ -299,17 +299,6 @@ class Images(NamedTuple):
     labels: Tensor
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Pixels in [-1, 1] as uint8 0..255, the inverse of the scaling in `Images`.
-
-    Those beyond are black or white, as they look.
-
-    >>> to_bytes(torch.tensor([-1.0, 0.0, 1.0, 3.0]))
-    tensor([  0, 128, 255, 255], dtype=torch.uint8)
-    """
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def digest(*sets: Images) -> str:
     """SHA-256 of the pixels (as bytes 0..255) and labels of the given sets, in that order.
 
@@ -319,7 +308,7 @@ def digest(*sets: Images) -> str:
     """
     total = hashlib.sha256()
     for data in sets:
-        total.update(to_bytes(data.images).cpu().numpy().tobytes())
+        total.update(base.to_bytes(data.images).cpu().numpy().tobytes())
         total.update(data.labels.cpu().numpy().tobytes())
     return total.hexdigest()
 

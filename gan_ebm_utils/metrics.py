@@ -488,7 +488,7 @@ def _root(name: str, covariance: Tensor) -> Tensor:
 def saturation(images: Tensor) -> Tensor:
     """Share of the values of images (R, n, c, h, w) in [-1, 1] that are 0 or 255 as bytes, (R,).
 
-    It is large where contrast is: beyond black and white a picture is cut off.
+    What lies beyond black and white is cut off, so a picture of too much contrast has many.
 
     Raises ValueError for values that lie beyond [-1, 1].
 
@@ -530,8 +530,7 @@ def _bytes(name: str, images: Tensor) -> Tensor:
     if low < -1 or high > 1:
         found = f"got values from {low:.3g} to {high:.3g}"
         raise ValueError(f"{name} must lie in [-1, 1], {found}; scale them as `datasets` does")
-    values = ((images.cpu().float() + 1) * 127.5).round().to(torch.uint8)
-    return values.transpose(1, 2).flatten(2)
+    return base.to_bytes(images).cpu().transpose(1, 2).flatten(2)
 
 
 class ClassScores(NamedTuple):

@@ -286,7 +286,7 @@ MADE = {  # what they return lies where their inputs lie
     "checkpoints.load": saved,
     "claims.claim": lambda at: claim("a claim", normal(at, 3).abs().max(), at_least=0),
     "datasets.exact_gan": exact,
-    "datasets.to_bytes": lambda at: datasets.to_bytes(normal(at, 3)),
+    "base.to_bytes": lambda at: base.to_bytes(normal(at, 3)),
     "datasets.minibatches": lambda at: datasets.minibatches(normal(CPU, 6, 2))((R, 3), rng(at)),
     "energies.latent_energy": of_logit(energies.latent_energy),
     "energies.pullback": lambda at: energies.pullback(energy_at(at), gan_at(at))(

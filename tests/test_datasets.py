@@ -21,7 +21,7 @@ import torch
 from scipy.stats import chisquare, kstest
 from sklearn.datasets import make_moons, make_swiss_roll
 
-from gan_ebm_utils import datasets
+from gan_ebm_utils import base, datasets
 from gan_ebm_utils.base import seeded
 
 MAKERS = [
@@ -290,15 +290,15 @@ def test_minibatches():
 
 def test_pixels_become_bytes_and_back():
     every = torch.arange(256.0)
-    assert torch.equal(datasets.to_bytes(every / 127.5 - 1), every.to(torch.uint8))
+    assert torch.equal(base.to_bytes(every / 127.5 - 1), every.to(torch.uint8))
     for kind in (torch.float64, torch.float16, torch.bfloat16):
         ends = torch.tensor([-1.0, 0.0, 1.0], dtype=kind)
-        assert datasets.to_bytes(ends).tolist() == [0, 128, 255]
+        assert base.to_bytes(ends).tolist() == [0, 128, 255]
         x = torch.linspace(-1, 1, 999).to(kind)
-        assert torch.equal(datasets.to_bytes(x), datasets.to_bytes(x.float()))
+        assert torch.equal(base.to_bytes(x), base.to_bytes(x.float()))
     # 255.5 as a byte would be 0.
     beyond = torch.tensor([-1.5, -1.01, 1.01, 3.0])
-    assert datasets.to_bytes(beyond).tolist() == [0, 0, 255, 255]
+    assert base.to_bytes(beyond).tolist() == [0, 0, 255, 255]
 
 
 # --- prepared archives ---

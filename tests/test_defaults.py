@@ -135,7 +135,7 @@ def of_images():
         labels,
         batch,
         datasets.stacked_digits(images)((2, 3), rng()),
-        datasets.to_bytes(images),
+        base.to_bytes(images),
         datasets.digest(datasets.Images(images, labels)),
     )
 

@@ -54,6 +54,49 @@ def expected(kind, model, seen):
     return 10 * (x - r).abs().sum(dim=2) - code(c) - d(r) - d(y)
 
 
+def test_digits_are_seen_once_and_refits_to_them_are_short(monkeypatch):
+    steps, codes, refit = [], [], hybrids.refit
+
+    def noted(gan, data, n_in, n_steps, *how):
+        steps.append(n_steps)
+        return refit(gan, data, n_in, n_steps, *how)
+
+    monkeypatch.setattr(hybrids, "refit", noted)
+    monkeypatch.setattr(hybrids, "N_SAMPLES", 20)
+    monkeypatch.setattr(hybrids, "N_PROPOSALS", 2)
+    distance = hybrids.metrics.energy_distance
+    monkeypatch.setattr(
+        hybrids.metrics, "energy_distance", lambda c, z: codes.append(c) or distance(c, z)
+    )
+    for name, n_steps, n_codes in (
+        ("digits_hybrids", [2, 2], len(hybrids.pixels(True))),
+        ("ring_hybrids", [7, 7], 20),
+    ):
+        law = hybrids.law_of(name)
+        model = Model("aae", law, R, rng()).eval().requires_grad_(False)
+        found = hybrids.score(model, law, 7, R, 0)
+        assert steps == n_steps and codes[0].shape[1] == n_codes
+        assert ("refit_loss" in found) == (name == "digits_hybrids")
+        steps.clear()
+        codes.clear()
+
+
+def test_the_loss_of_a_refit_is_that_of_digits_it_has_not_seen(monkeypatch):
+    law, held = hybrids.law_of("digits_hybrids"), hybrids.pixels(True)
+    model = Model("gan", law, R, rng()).eval().requires_grad_(False)
+
+    class Knows(torch.nn.Module):
+        def forward(self, x):  # 3 for what is held out, -3 for all else
+            known = (x[:, :, None] == held).all(dim=3).any(dim=2)
+            return 6.0 * known - 3
+
+    monkeypatch.setattr(hybrids, "refit", lambda gan, *how: gan._replace(discriminator=Knows()))
+    monkeypatch.setattr(hybrids, "N_SAMPLES", 20)
+    monkeypatch.setattr(hybrids, "N_PROPOSALS", 2)
+    _, losses = hybrids.draws_of(model, law, 7, R, 0)
+    assert losses["refit_loss"].tolist() == pytest.approx([2 * math.log1p(math.exp(-3))] * R)
+
+
 def gradients(value, weights):
     found = torch.autograd.grad(value.sum(), [*weights], allow_unused=True, retain_graph=True)
     return [torch.zeros(()) if grad is None else grad for grad in found]

@@ -10,7 +10,7 @@ import torch
 from matplotlib.image import imread
 from torch import nn
 
-from gan_ebm_utils import checkpoints, datasets, metrics, runs
+from gan_ebm_utils import base, checkpoints, metrics, runs
 from gan_ebm_utils.base import Gan, randn, seeded
 from gan_ebm_utils.datasets import Images
 from gan_ebm_utils.networks import (
@@ -311,19 +311,35 @@ def test_what_a_classifier_has_learned_is_not_shown_to_a_refit(monkeypatch):
 
     def features(network, parts):
         found = torch.cat([*parts])
-        if found.shape[1:] == (1,):  # real ones
-            seen["refit"] = found[:, 0]
-        return torch.zeros(len(found), 128)
+        if found.shape[1:] != (1,):  # draws
+            return torch.zeros(len(found), 128)
+        seen["refit"] = found[:, 0]
+        return found.expand(-1, 128)
 
     monkeypatch.setattr(mnist_features, "train", train)
     monkeypatch.setattr(cifar10_sngan, "seen", features)
     monkeypatch.setattr(cifar10_sngan, "draws_of", lambda g, z, n, rng: [torch.zeros(1, n, 2)])
-    monkeypatch.setattr(cifar10_sngan, "calibrated", lambda *how: None)
-    monkeypatch.setitem(cifar10_sngan.REFIT, "n_steps", 1)
+
+    def note(_, x):
+        seen.setdefault("scored", x[0][0, :, 0])  # the first: real ones
+
+    def fit(head, real, *how, **settings):
+        seen["fitted"] = real((1, 100_000), rng())[0, :, 0]
+        head.register_forward_pre_hook(note)
+
+    def calibrated(head, real, fake):
+        seen["calibrated"] = real[:, 0]
+
+    monkeypatch.setattr(cifar10_sngan, "fit_discriminator", fit)
+    monkeypatch.setattr(cifar10_sngan, "calibrated", calibrated)
     weights = cifar10_sngan.classify(0, None)
     cifar10_sngan.refit(None, 3, weights, 0)
     learned, shown = set(seen["learned"].tolist()), set(seen["refit"].tolist())
     assert len(learned) == 20_000 and len(shown) == 30_000 and not learned & shown
+    # Nor is what it is fitted to what it is calibrated by, or either what it is scored by.
+    uses = [set(seen[name].tolist()) for name in ("fitted", "calibrated", "scored")]
+    assert [min(use) for use in uses] == [20_000, 45_000, 47_500]
+    assert [max(use) for use in uses] == [44_999, 47_499, 49_999]
 
 
 def test_an_fid_is_averaged_over_parts_of_one_size(monkeypatch):
@@ -363,8 +379,8 @@ def test_the_nearest_training_image_is_found(monkeypatch):
     own, refitted = near["logits"]
     assert torch.equal(own, torch.stack([test.images[:12, 0, 0, 0], draws[0, :, 0, 0, 0]]))
     assert torch.equal(refitted[1], 2 * draws[0, :, 1, 0, 0])
-    assert torch.equal(near["nearest"], datasets.to_bytes(known.images[rows[:3]]))
-    assert torch.equal(near["drawn"], datasets.to_bytes(draws[0, :3]))
+    assert torch.equal(near["nearest"], base.to_bytes(known.images[rows[:3]]))
+    assert torch.equal(near["drawn"], base.to_bytes(draws[0, :3]))
     assert near["distance"].tolist() == pytest.approx([1e-4 * 3**0.5] * 9, rel=0.01)
     assert near["distance_of_test_images"].shape == (9,)
     assert near["distance_of_test_images"].mean() > 2 * near["distance"].mean()

@@ -177,6 +177,21 @@ def test_a_budget_is_kept(budget):
     assert (score(refined.samples) > 5).all()  # below M = 6.5 a budget has its price
 
 
+def test_rejection_draws_no_more_at_once_than_a_batch():
+    rows = []
+
+    class Watched(nn.Module):
+        def forward(self, z):
+            rows.append(z.shape[1])
+            return EXACT.gan.generator(z)
+
+    gan = EXACT.gan._replace(generator=Watched())
+    found = drs(gan, 300, rng(), batch_size=70)
+    assert max(rows[1:]) == 70 and rows[-5:] == [70, 70, 70, 70, 20], "the last are the samples"
+    with torch.no_grad():
+        torch.testing.assert_close(found.samples, EXACT.gan.generator(found.latents))
+
+
 def test_more_budget_brings_the_law_nearer():
     scores = [float(score(drs(EXACT.gan, N, rng(), budget=b).samples)) for b in (1, 2, 4)]
     assert scores[0] > scores[1] > scores[2]

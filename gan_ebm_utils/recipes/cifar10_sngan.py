@@ -37,8 +37,16 @@ from matplotlib.image import imsave
 from torch import Tensor, nn
 
 from gan_ebm_utils import checkpoints, losses, metrics, runs
-from gan_ebm_utils.base import Gan, default_device, distances, evaluating, seeded, whole_file
-from gan_ebm_utils.datasets import Images, cifar10, minibatches, to_bytes
+from gan_ebm_utils.base import (
+    Gan,
+    default_device,
+    distances,
+    evaluating,
+    seeded,
+    to_bytes,
+    whole_file,
+)
+from gan_ebm_utils.datasets import Images, cifar10, minibatches
 from gan_ebm_utils.networks import (
     ImageClassifier,
     ImageFeatureDiscriminator,
@@ -115,8 +123,7 @@ class PictureGame(Game):
 
     def pair(self) -> tuple[nn.Module, nn.Module]:
         built = zip(BUILDERS[self.kind], pair_of(self.kind, self.sizes), strict=True)
-        networks = [builder(**how, generator=self.rng) for builder, how in built]
-        generator, judge = (each.to(memory_format=torch.channels_last) for each in networks)
+        generator, judge = (builder(**how, generator=self.rng) for builder, how in built)
         return generator, judge
 
     def load(self, state: dict[str, Any]) -> None:

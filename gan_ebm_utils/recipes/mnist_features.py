@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gan_ebm_utils import checkpoints, runs
-from gan_ebm_utils.base import default_device, seeded
-from gan_ebm_utils.datasets import Images, mnist, to_bytes
+from gan_ebm_utils.base import default_device, seeded, to_bytes
+from gan_ebm_utils.datasets import Images, mnist
 from gan_ebm_utils.metrics import frechet_distance, moments
 from gan_ebm_utils.networks import MnistClassifier
 
