@@ -50,6 +50,7 @@ def features():
     return FeatureDiscriminator((16,), generator=rng(5)).features.state_dict()
 
 
+@pytest.mark.filterwarnings("ignore:in 1 of 1 replicates")  # of draws that are the data
 def test_the_refit_learns_what_tells_stacks_from_draws(small):
     gan = Gan(Levels(), None, 3)
     fit = stacked_refined.refit(gan, features(), seed=0)
